@@ -1,0 +1,61 @@
+#!/usr/bin/python
+"""Say how far a job in the background is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = r"""
+---
+module: job_progress
+short_description: Say how far an asynchronous job is, from a file that the job keeps
+description:
+  - Like C(async_status), with a C(progress) line that the C(millrace) callback shows.
+  - Read-only. When the job has ended, its own result is returned, its failure included.
+options:
+  results_file:
+    description: Where the job's result will be, as the task that started it returned it.
+    type: path
+    required: true
+  file:
+    description: File whose last line says how far the job is.
+    type: path
+    required: true
+author: Millrace
+"""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "results_file": {"type": "path", "required": True},
+            "file": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        job = json.loads(Path(module.params["results_file"]).read_text())
+    except FileNotFoundError:
+        module.fail_json(msg="the job's results file is gone; run the playbook again")
+    except ValueError:
+        job = {"started": True}  # caught while it is being written
+    # Ansible's wrapper marks a running job with `started`; a module's own result has no such key.
+    finished = "started" not in job or bool(job.get("finished"))
+    if not finished:
+        try:
+            lines = Path(module.params["file"]).read_text().splitlines()
+        except OSError:
+            lines = []
+        module.exit_json(changed=False, finished=False, progress=lines[-1] if lines else "")
+    Path(module.params["results_file"]).unlink(missing_ok=True)
+    if job.get("failed"):
+        module.fail_json(**{"msg": "the job failed without a word", **job, "finished": True})
+    module.exit_json(**{**job, "finished": True})
+
+
+if __name__ == "__main__":
+    main()
