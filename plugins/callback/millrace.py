@@ -44,6 +44,11 @@ def clock(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def message_shown(result: Any) -> bool:
+    """Tell whether a result is a message for people, which its own line shows."""
+    return result.task.action.split(".")[-1] == "debug" and "msg" in result.result
+
+
 class CallbackModule(DefaultCallback):  # type: ignore[misc]
     """Ansible's default callback with a line per task instead of a banner per task."""
 
@@ -155,7 +160,7 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
         label = self._task_label
         tail = f" ({clock(took)})" if took >= 1 else ""
         message = ""
-        if result.task.action.split(".")[-1] == "debug" and "msg" in result.result:
+        if message_shown(result):
             said = result.result["msg"]
             lines = said if isinstance(said, list) else str(said).splitlines()
             message = "".join(f"\n      {line}" for line in lines)
@@ -173,7 +178,7 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
             self._line(result, "changed", C.COLOR_CHANGED)
         elif self.get_option("display_ok_hosts"):
             self._line(result, "ok", C.COLOR_OK)
-        if self._run_is_verbose(result):
+        if self._run_is_verbose(result) and not message_shown(result):
             with self._lock:
                 self._clean_results(result.result, result.task.action)
                 self._display.display(self._dump_results(result.result))
@@ -204,7 +209,8 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
 
     def v2_runner_retry(self, result: Any) -> None:
         """Show what a polled job reports of itself."""
-        progress = result.result.get("progress")
+        told = result.result.get("json")
+        progress = result.result.get("progress") or (told.get("reason") if told else None)
         with self._lock:
             self._task_detail = str(progress) if progress else "waiting"
 

@@ -28,6 +28,7 @@ IDLE_SECONDS = 300  # engine silent in mid-answer: it hangs
 LONGEST_STREAM_SECONDS = 3600
 DRAIN_SECONDS = 60  # open streams get this long when a service is told to stop
 ENGINE_KEEPALIVE_SECONDS = 75  # vLLM closes idle connections after this (its default, 5, races)
+GATEWAY_READ_SECONDS = 290  # under the backend's, so that the hop nearest to the fault names it
 GATEWAY_POOL_SECONDS = 15  # LiteLLM's aiohttp pool lets go after this
 GATEWAY_KEEPALIVE_SECONDS = 75
 BACKEND_POOL_SECONDS = 15
@@ -66,6 +67,7 @@ def timeout_budget() -> dict[str, int]:
         "longest_stream_seconds": LONGEST_STREAM_SECONDS,
         "drain_seconds": DRAIN_SECONDS,
         "engine_keepalive_seconds": ENGINE_KEEPALIVE_SECONDS,
+        "gateway_read_seconds": GATEWAY_READ_SECONDS,
         "gateway_pool_seconds": GATEWAY_POOL_SECONDS,
         "gateway_keepalive_seconds": GATEWAY_KEEPALIVE_SECONDS,
         "backend_pool_seconds": BACKEND_POOL_SECONDS,
@@ -103,6 +105,8 @@ def serving_plan(settings: dict[str, Any]) -> dict[str, Any]:
         arguments["max-model-len"] = int(settings["max_model_len"])
     environment: dict[str, str] = {
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(ENGINE_KEEPALIVE_SECONDS),
+        # Else its processes find each other by the server's outward address.
+        "VLLM_HOST_IP": "127.0.0.1",
     }
     cores = max(int(settings["cores"]), 1)
     if device == "cpu":

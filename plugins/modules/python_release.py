@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -43,7 +42,7 @@ options:
     description: Folder of wheels on the server. When given, nothing is fetched from the network.
     type: path
   extra_index_url:
-    description: A further package index, for builds that the default index does not carry.
+    description: A further package index, asked only for builds with a local version (C(+cpu)).
     type: str
 author: Millrace
 """
@@ -115,13 +114,16 @@ def pip(module: AnsibleModule, python: Path, arguments: list[str], install: Inst
         )
 
 
-def sources(params: dict[str, Any]) -> list[str]:
-    """Return pip's options for where packages come from."""
-    if params["wheelhouse"]:
-        return ["--no-index", "--find-links", params["wheelhouse"]]
-    if params["extra_index_url"]:
-        return ["--extra-index-url", params["extra_index_url"]]
-    return []
+def split(locked: str) -> tuple[str, str]:
+    """Split a lock file in two: what the default index has, and builds with a local version.
+
+    `torch==2.13.0+cpu` is on PyTorch's own index alone. Asked for all packages, that index costs
+    a round trip for each, and minutes where it cannot be reached.
+    """
+    entries = re.findall(r"^\S.*(?:\n[ \t].*)*", locked, re.M)
+    local = [entry for entry in entries if re.match(r"[^#\s]+==[^\s\\;]*\+", entry)]
+    rest = [entry for entry in entries if entry not in local]
+    return "\n".join(rest) + "\n", "\n".join(local)
 
 
 def build(module: AnsibleModule) -> None:
@@ -146,10 +148,19 @@ def build(module: AnsibleModule) -> None:
         said = (result.stdout + result.stderr).strip()
         module.fail_json(msg=f"{params['python']} could not make a virtual environment: {said}")
     python = venv / "bin" / "python"
-    pip(module, python, [*sources(params), "-r", params["bootstrap"]], install)
+    wheelhouse = params["wheelhouse"]
+    offline = ["--no-index", "--find-links", wheelhouse] if wheelhouse else []
+    pip(module, python, [*offline, "-r", params["bootstrap"]], install)
     install.seen = 0
-    raw = ["--progress-bar", "raw"]
-    pip(module, python, [*raw, *sources(params), "-r", params["requirements"]], install)
+    main, local = split(locked)
+    for name, text in (("main.txt", main), ("local.txt", local)):
+        if not text:
+            continue
+        part = path / f".{name}"
+        part.write_text(text)
+        extra = params["extra_index_url"] if text is local and not wheelhouse else ""
+        index = ["--extra-index-url", extra] if extra else []
+        pip(module, python, ["--progress-bar", "raw", *offline, *index, "-r", str(part)], install)
     (path / ".progress").unlink(missing_ok=True)
     (path / ".complete").write_text(json.dumps({"packages": install.total}) + "\n")
 

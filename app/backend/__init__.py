@@ -1,0 +1,1 @@
+"""The Millrace backend: bearer keys in front, a streaming relay to LiteLLM behind."""

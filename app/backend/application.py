@@ -1,0 +1,56 @@
+"""Puts the parts together into one ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from backend import errors
+from backend.auth import Authenticate
+from backend.exchange import Exchanges
+from backend.keys import KeyRing
+from backend.readiness import Readiness
+from backend.routes import Services, make_router
+from backend.settings import Settings, read_credential
+from backend.upstream import Upstream
+
+# Longer than a relay's last words take, see relay.py.
+_LAST_WORDS_SECONDS = 3.0
+_FLUSH_SECONDS = 0.05
+
+
+def build(settings: Settings) -> ASGIApp:
+    """Return the application; raises ConfigError for a bad keys file or credential.
+
+    From the outside in: Exchanges (request id, log) -> Authenticate -> FastAPI (errors, routes)
+    -> Relay. The outer two are pure ASGI and wrap no body.
+    """
+    keys = KeyRing(settings.keys_file)
+    upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
+    readiness = Readiness(settings, upstream)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await upstream.open()
+        watch = asyncio.create_task(readiness.keep_watch())
+        yield
+        # uvicorn comes here right after it has cancelled the requests that outlived the drain
+        # time; they still have to tell their clients so, and the bytes have to leave.
+        await exchanges.drained(_LAST_WORDS_SECONDS)
+        await asyncio.sleep(_FLUSH_SECONDS)
+        watch.cancel()
+        await asyncio.wait({watch})
+        await upstream.close()
+
+    # No docs pages; /openapi.json lies behind the keys like everything else.
+    app = FastAPI(
+        title="Millrace", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    errors.install(app)
+    app.include_router(make_router(Services(settings, upstream, readiness)))
+    exchanges = Exchanges(Authenticate(app, keys))
+    return exchanges

@@ -1,0 +1,141 @@
+"""One request from its arrival to its line in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger("backend.request")
+
+_SCOPE_KEY = "millrace.exchange"
+_SANE_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
+_PROBES = frozenset({"/healthz", "/readyz"})
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What is known of one request. Times are `time.monotonic()` seconds.
+
+    It never holds prompt or answer text: everything here may be logged.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    # The server's own send(). Body bytes of a stream go straight to it: the wrappers that
+    # FastAPI and Starlette lay around send() only watch for the response start, and cost four
+    # extra coroutine calls per token.
+    server_send: Send
+    started: float
+    key_name: str | None = None
+    model: str | None = None
+    stream: bool = False
+    status: int = 0
+    body_bytes: int = 0
+    heartbeats: int = 0
+    first_byte: float | None = None
+    # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
+    # server_error
+    ended: str = "complete"
+
+    def record(self) -> dict[str, object]:
+        """Return the fields of the log line; durations in seconds."""
+        wait = None if self.first_byte is None else round(self.first_byte - self.started, 6)
+        return {
+            "event": "request",
+            "request_id": self.request_id,
+            "key": self.key_name,
+            "method": self.method,
+            "path": self.path[:200],
+            "model": self.model,
+            "stream": self.stream,
+            "status": self.status,
+            "body_bytes": self.body_bytes,
+            "heartbeats": self.heartbeats,
+            "first_byte_seconds": wait,
+            "duration_seconds": round(time.monotonic() - self.started, 6),
+            "ended": self.ended,
+        }
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """Return the record of the request that `scope` belongs to."""
+    exchange = scope[_SCOPE_KEY]
+    assert isinstance(exchange, Exchange)
+    return exchange
+
+
+class Exchanges:
+    """Outermost ASGI layer: gives each request its id and record, and logs it at the end.
+
+    `open_requests` counts the requests in hand, for the end of the process to wait on.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.open_requests = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+
+    async def drained(self, timeout_seconds: float) -> None:
+        """Wait until no request is in hand, or until the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._none_open.wait()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(
+            request_id=_request_id(scope),
+            method=scope["method"],
+            path=scope["path"],
+            server_send=send,
+            started=time.monotonic(),
+        )
+        scope[_SCOPE_KEY] = exchange
+        id_header = (b"x-request-id", exchange.request_id.encode("ascii"))
+
+        async def tagged_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), id_header]}
+            elif body := message.get("body"):
+                exchange.body_bytes += len(body)
+                if exchange.first_byte is None:
+                    exchange.first_byte = time.monotonic()
+            await send(message)
+
+        self.open_requests += 1
+        self._none_open.clear()
+        try:
+            await self._app(scope, receive, tagged_send)
+        except BaseException:
+            exchange.ended = "server_error"
+            raise
+        finally:
+            self.open_requests -= 1
+            if not self.open_requests:
+                self._none_open.set()
+            if exchange.ended == "complete" and exchange.status >= 400:
+                exchange.ended = "refused" if exchange.status < 500 else "server_error"
+            # Probes come every few seconds for ever: not worth a line unless something watches.
+            level = logging.DEBUG if exchange.path in _PROBES else logging.INFO
+            log.log(level, "request", extra={"fields": exchange.record()})
+
+
+def _request_id(scope: Scope) -> str:
+    """Take the caller's id when it is harmless in headers and logs, else make one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(value):
+            return str(value, "ascii")
+    return uuid.uuid4().hex

@@ -1,0 +1,353 @@
+"""The streaming relay: bytes from the engine to the client as they come, and honest endings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+
+import aiohttp
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from backend.errors import DONE_EVENT, ApiError, server_error
+from backend.events import EventSplitter, is_terminal
+from backend.exchange import Exchange
+from backend.outlet import Outlet
+from backend.readiness import Readiness
+from backend.settings import Settings
+from backend.upstream import (
+    UPSTREAM_ERRORS,
+    Upstream,
+    broken_off,
+    gateway_error,
+    read_some,
+    translate,
+    unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+# A whole (not streamed) answer is held up to this size, so that an upstream that breaks in the
+# middle of it is still a real 502; a longer one is passed on as it comes.
+_WHOLE_ANSWER_BYTES = 1024 * 1024
+_UPSTREAM_ERROR_BYTES = 256 * 1024
+# At the end of the drain time: how long a client may take to accept the last event.
+_LAST_WORDS_SECONDS = 2.0
+# A cancelled task ends at once; this only keeps a defect from hanging the request.
+_STOP_SECONDS = 5.0
+_SLACK_SECONDS = 0.01
+_NOTICE_SECONDS = 1.0
+
+
+class Relay(Response):
+    """Answers by asking the upstream and passing its bytes on.
+
+    Two tasks share the work. The *pump* reads from the upstream and writes to the client, nothing
+    else: it is what every token costs. The request's own task *guards* it: it listens for the
+    client to leave, sends heartbeats, and keeps the time limits, at the cost of one timer per
+    heartbeat interval and not per token. Whatever happens the guard stops the pump, which closes
+    the upstream connection, which frees the engine.
+
+    How an answer ends:
+
+    - The upstream fails before anything was sent: a real status code.
+    - It fails later in an event stream: an error event, then `data: [DONE]`. So does a stream that
+      ends politely but without `[DONE]`. A half event is dropped, see EventSplitter. Only when
+      an event is so long that part of it is out already is it closed with a blank line first; its
+      reader then sees one broken event before the error event.
+    - It fails in mid-answer without events: the connection is cut, so that the length is wrong.
+    - The client leaves: the upstream connection is closed at once.
+    - The drain time is over: as if the upstream had failed, with a message that says so.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        upstream: Upstream,
+        readiness: Readiness,
+        exchange: Exchange,
+        path: str,
+        body: bytes,
+        stream: bool,
+    ) -> None:
+        super().__init__()
+        self._settings = settings
+        self._upstream = upstream
+        self._readiness = readiness
+        self._exchange = exchange
+        self._path = path
+        self._body = body
+        # Whether the answer is an event stream: as asked for, then as the upstream does it.
+        self._as_events = stream
+        # Since when the pump has been waiting for the upstream's next bytes.
+        self._waiting_since = time.monotonic()
+        self._seen_first_byte = False
+        self._response: aiohttp.ClientResponse | None = None
+        self._splitter = EventSplitter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request; raises nothing but the cancellation of a second shutdown."""
+        outlet = Outlet(send, self._exchange)
+        pump = asyncio.create_task(self._pump(outlet))
+        leaving = asyncio.create_task(_wait_until_client_left(receive))
+        last_words: float | None = None
+        failure: ApiError | None
+        try:
+            failure = await self._guard(outlet, pump, leaving)
+        except asyncio.CancelledError:
+            # uvicorn cancels what is still open at the end of the drain time. Not raised again:
+            # the client must be told, and the process waits for us (see application.py).
+            failure = unavailable(
+                "The server is restarting. Please send the request again.", ended="server_stopping"
+            )
+            last_words = _LAST_WORDS_SECONDS
+        finally:
+            interrupted = outlet.busy
+            await _stop(pump, leaving)
+        if failure is None:
+            return
+        if self._splitter.is_done and not interrupted:
+            # All of the answer is out: nothing is missing, however the upstream's connection
+            # ended, or did not.
+            await outlet.finish()
+        else:
+            self._exchange.ended = failure.ended
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(last_words):
+                    await self._end_badly(outlet, failure, scope, receive, send)
+
+    async def _guard(
+        self, outlet: Outlet, pump: asyncio.Task[None], leaving: asyncio.Task[None]
+    ) -> ApiError | None:
+        """Watch over the pump until it is done or must stop; return what went wrong."""
+        while True:
+            done, _ = await asyncio.wait(
+                {pump, leaving},
+                timeout=self._seconds_to_next_look(outlet),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if pump in done:
+                return _outcome(pump)
+            if leaving in done:
+                self._exchange.ended = "client_left"
+                return None
+            # While a write waits for a slow client the silence is the client's.
+            if outlet.busy:
+                continue
+            now = time.monotonic()
+            if now - self._waiting_since >= self._patience:
+                return self._timeout()
+            if self._lost_unnoticed(now):
+                return broken_off()
+            if self._may_beat(outlet) and now >= self._next_beat(outlet):
+                await outlet.beat()
+
+    @property
+    def _patience(self) -> float:
+        if self._seen_first_byte:
+            return self._settings.idle_timeout_seconds
+        return self._settings.first_byte_timeout_seconds
+
+    def _may_beat(self, outlet: Outlet) -> bool:
+        """Only a stream has comments; before it has begun, a heartbeat begins it."""
+        return self._as_events and (outlet.between_events or not outlet.started)
+
+    def _next_beat(self, outlet: Outlet) -> float:
+        return outlet.last_write + self._settings.heartbeat_seconds
+
+    def _seconds_to_next_look(self, outlet: Outlet) -> float:
+        # The limit itself shortens when the first byte comes, so look again at least this often.
+        often = min(self._settings.heartbeat_seconds, self._settings.idle_timeout_seconds)
+        if outlet.busy:
+            return often
+        now = time.monotonic()
+        due = min(self._waiting_since + self._patience, now + often)
+        if self._may_beat(outlet):
+            due = min(due, self._next_beat(outlet))
+        # The slack makes one look enough: a timer may fire a moment early.
+        return max(due - now, 0) + _SLACK_SECONDS
+
+    def _lost_unnoticed(self, now: float) -> bool:
+        """Whether the pump waits on a connection that has gone.
+
+        aiohttp closes the connection when the chunk framing is broken, but then leaves whoever
+        reads from it waiting for ever (3.14). Any other loss wakes the pump at once.
+        """
+        connection = None if self._response is None else self._response.connection
+        if connection is None or connection.protocol is None:
+            return False
+        return (
+            not connection.protocol.is_connected() and now - self._waiting_since >= _NOTICE_SECONDS
+        )
+
+    def _timeout(self) -> ApiError:
+        waited = f"{self._patience:g} seconds"
+        message = (
+            f"The model server was silent for {waited} in the middle of the answer."
+            if self._seen_first_byte
+            else f"The model server did not begin to answer within {waited}."
+        )
+        return gateway_error(504, message, ended="upstream_timeout")
+
+    async def _pump(self, outlet: Outlet) -> None:
+        """Ask the upstream and pass its answer on; raise ApiError when it fails."""
+        async with self._upstream.post(
+            self._path,
+            self._take_body(),
+            request_id=self._exchange.request_id,
+            accept="text/event-stream" if self._as_events else "application/json",
+        ) as response:
+            self._response = response
+            if not 200 <= response.status < 300:
+                raise await _refusal(response)
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise gateway_error(502, "The model server compressed its answer unasked.")
+            if response.content_type == "text/event-stream":
+                self._as_events = True
+                await self._pass_events(response, outlet)
+            elif outlet.started:
+                raise gateway_error(502, "The model server did not answer with a stream.")
+            else:
+                self._as_events = False
+                await self._pass_whole(response, outlet)
+
+    def _take_body(self) -> bytes:
+        """Give the body away: a stream may run for an hour and a prompt be megabytes long."""
+        body, self._body = self._body, b""
+        return body
+
+    async def _pass_events(self, response: aiohttp.ClientResponse, outlet: Outlet) -> None:
+        splitter = self._splitter
+        read = response.content.readany
+        readiness = self._readiness
+        content_type = response.headers["Content-Type"].encode("latin-1")
+        while True:
+            self._waiting_since = time.monotonic()
+            try:
+                data = await read()
+            except UPSTREAM_ERRORS as error:
+                raise translate(error) from error
+            if not data:
+                break
+            self._seen_first_byte = True
+            ready = splitter.feed(data)
+            if not ready:
+                continue
+            if not outlet.started:
+                await outlet.start_events(content_type)
+            await outlet.write(ready, between_events=not splitter.mid_event)
+            if outlet.last_write >= readiness.wanted_from:
+                readiness.look_at(ready)
+        rest = splitter.rest()
+        if is_terminal(rest):
+            # [DONE] without its blank line: a strict parser would never hand it over.
+            await outlet.finish(rest + b"\n\n")
+        elif splitter.is_done:
+            await outlet.finish()
+        else:
+            raise gateway_error(502, "The model server ended the answer before it was complete.")
+
+    async def _pass_whole(self, response: aiohttp.ClientResponse, outlet: Outlet) -> None:
+        content_type = response.headers.get("Content-Type", "application/json").encode("latin-1")
+        headers = [(b"content-type", content_type)]
+        held = bytearray()
+        while data := await self._read_patiently(response):
+            held += data
+            if len(held) > _WHOLE_ANSWER_BYTES:
+                break
+        else:
+            length = str(len(held)).encode("ascii")
+            await outlet.start(response.status, [*headers, (b"content-length", length)])
+            if held:
+                await outlet.write(bytes(held))
+            await outlet.finish()
+            return
+        await outlet.start(response.status, headers)
+        await outlet.write(bytes(held))
+        held.clear()
+        while data := await self._read_patiently(response):
+            await outlet.write(data)
+        await outlet.finish()
+
+    async def _read_patiently(self, response: aiohttp.ClientResponse) -> bytes:
+        self._waiting_since = time.monotonic()
+        data = await read_some(response)
+        self._seen_first_byte = True
+        return data
+
+    async def _end_badly(
+        self, outlet: Outlet, failure: ApiError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if not outlet.started:
+            await failure.response()(scope, receive, send)
+        elif self._as_events and not outlet.finished:
+            close = b"" if outlet.between_events else b"\n\n"
+            await outlet.finish(close + failure.event() + DONE_EVENT)
+        # Else we return without an end, and uvicorn cuts the connection.
+
+
+async def _wait_until_client_left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stop(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks, timeout=_STOP_SECONDS)
+    for task in tasks:
+        if task.done() and not task.cancelled():
+            task.exception()  # Taken, or asyncio complains that nobody did.
+
+
+def _outcome(pump: asyncio.Task[None]) -> ApiError | None:
+    error = pump.exception()
+    if error is None or isinstance(error, ApiError):
+        return error
+    log.error("the relay failed", exc_info=error)
+    return server_error("The server failed to answer this request.")
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
+    """Make the error to pass on from an upstream answer that is not a success."""
+    status = response.status
+    if status in {401, 403, 407}:
+        # It is our key that was refused, not the client's.
+        log.error("the upstream refused the backend's own key: status %d", status)
+        return gateway_error(502, "The gateway is not allowed to use the model server.")
+    if status < 400:
+        return gateway_error(502, f"The model server answered with status {status}.")
+    body = bytearray()
+    while len(body) <= _UPSTREAM_ERROR_BYTES and (data := await read_some(response)):
+        body += data
+    headers = {}
+    if retry_after := response.headers.get("Retry-After"):
+        headers["retry-after"] = retry_after
+    payload, message = _read_error(bytes(body))
+    return ApiError(
+        status,
+        message or f"The model server answered with status {status}.",
+        kind="server_error" if status >= 500 else "invalid_request_error",
+        headers=headers,
+        ended="upstream_error" if status >= 500 else "refused",
+        payload=payload,
+    )
+
+
+def _read_error(body: bytes) -> tuple[bytes | None, str | None]:
+    """Return `body` itself if it has OpenAI's shape, else the message in it if there is one."""
+    try:
+        fields = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None, None
+    if not isinstance(fields, dict):
+        return None, None
+    if isinstance(fields.get("error"), dict):
+        return body, None
+    # FastAPI's own errors, and vLLM's older ones.
+    message = fields.get("detail") or fields.get("message")
+    return None, message if isinstance(message, str) else None

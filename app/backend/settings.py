@@ -1,0 +1,139 @@
+"""Settings: one JSON file, read once at start and then frozen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+
+CONFIG_VARIABLE = "MILLRACE_BACKEND_CONFIG"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+PlainName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+
+
+class ConfigError(Exception):
+    """A file the backend needs is missing or wrong; the text says which and how."""
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown or mistyped key is an error rather than a guess."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+Shape = TypeVar("Shape", bound=Strict)
+
+
+class Model(Strict):
+    """One entry of GET /v1/models. `created` is in Unix seconds."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    created: int = 0
+    owned_by: str = "millrace"
+
+
+class Settings(Strict):
+    """Everything the backend is told; it computes no settings of its own.
+
+    Names end in their unit. Times are in seconds, sizes in bytes.
+    """
+
+    # LiteLLM's pass-through root; requests go to {upstream_url}/v1/chat/completions.
+    upstream_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
+    # A file name in $CREDENTIALS_DIRECTORY (systemd LoadCredential), never the key itself.
+    upstream_key_credential: PlainName
+    keys_file: Path
+    models: Annotated[list[Model], Field(min_length=1)]
+
+    heartbeat_seconds: Seconds = 15
+    connect_timeout_seconds: Seconds = 5
+    # From sending the request to the first byte of the answer: queueing and prefill.
+    first_byte_timeout_seconds: Seconds = 600
+    # Upstream silent in mid-stream. vLLM's own keep-alive comments count as life.
+    idle_timeout_seconds: Seconds = 300
+    # Must stay under the upstream's own keep-alive (uvicorn's default is 5 s), or a request now
+    # and then meets a connection that is just being closed, and a POST cannot be retried.
+    upstream_keepalive_seconds: Seconds = 4
+    ready_probe_interval_seconds: Seconds = 10
+    ready_max_age_seconds: Seconds = 60
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
+    # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    # Above nginx's upstream keepalive_timeout (75 s), or reused connections give stray 502s.
+    keepalive_seconds: Annotated[int, Field(ge=1, le=3600)] = 80
+
+    @field_validator("upstream_url")
+    @classmethod
+    def _no_trailing_slash(cls, value: str) -> str:
+        return value.rstrip("/")
+
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, value: list[Model]) -> list[Model]:
+        if len({model.id for model in value}) != len(value):
+            raise ValueError("two models have the same id")
+        return value
+
+
+def read_json_file(path: Path, shape: type[Shape]) -> Shape:
+    """Read `path` as `shape`; raise ConfigError with one line per mistake."""
+    try:
+        return shape.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise ConfigError(explain(str(path), error)) from error
+
+
+def explain(source: str, error: ValidationError) -> str:
+    """Say what is wrong in plain lines, without repeating values: a file may hold secrets."""
+
+    def line(mistake: Any) -> str:
+        where = ".".join(str(part) for part in mistake["loc"]) or "the file"
+        return f"{source}: {where}: {mistake['msg']}"
+
+    return "\n".join(line(mistake) for mistake in error.errors(include_input=False))
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings from `path`, or from the file that MILLRACE_BACKEND_CONFIG names.
+
+    Raises ConfigError.
+    """
+    if path is None:
+        named = os.environ.get(CONFIG_VARIABLE)
+        if not named:
+            raise ConfigError(f"{CONFIG_VARIABLE} is not set: name the settings file with it")
+        path = Path(named)
+    return read_json_file(path, Settings)
+
+
+def read_credential(name: str) -> str:
+    """Return the secret that systemd passed under `name`; raise ConfigError if there is none."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        raise ConfigError(
+            "CREDENTIALS_DIRECTORY is not set: run under systemd with LoadCredential="
+            f"{name}:…, or set it to a folder that holds a file {name}"
+        )
+    path = Path(folder) / name
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ConfigError(f"cannot read credential {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"credential {path} is not plain ASCII") from error
+    if not secret or not secret.isprintable() or " " in secret:
+        raise ConfigError(f"credential {path} must hold one key and nothing else")
+    return secret

@@ -1,0 +1,136 @@
+"""The way to the engine: one aiohttp session per process, to LiteLLM's pass-through."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from backend.errors import ApiError
+from backend.settings import Settings
+
+CHAT_PATH = "/v1/chat/completions"
+
+# What may come out of aiohttp when the other side fails. HttpProcessingError (bytes that are not
+# HTTP) is no ClientError, and a read on a connection that has just gone is a bare RuntimeError.
+UPSTREAM_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
+
+# aiohttp stops reading from the socket at twice this: what a slow client can make us hold.
+_READ_BUFFER_BYTES = 64 * 1024
+_RETRY_AFTER_SECONDS = "5"
+
+
+class Upstream:
+    """Sends requests on and gives back the open response; times out nothing but connecting.
+
+    Waiting for bytes is the relay's affair: a timer per read costs more than the read.
+    """
+
+    def __init__(self, settings: Settings, key: str) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+        self._headers = {
+            "Authorization": f"Bearer {key}",
+            "Content-Type": "application/json",
+            # Bytes are passed on unread, so nothing here could undo a compression.
+            "Accept-Encoding": "identity",
+        }
+
+    async def open(self) -> None:
+        """Make the session; needs the running loop."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=self._settings.upstream_keepalive_seconds,
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=self._settings.connect_timeout_seconds
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            read_bufsize=_READ_BUFFER_BYTES,
+            skip_auto_headers=("User-Agent",),
+        )
+
+    async def close(self) -> None:
+        """Close the session and every connection of it."""
+        if self._session is not None:
+            await self._session.close()
+
+    @asynccontextmanager
+    async def post(
+        self, path: str, body: bytes, *, request_id: str, accept: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """POST `body` to `path` and give the response once its status and headers are here.
+
+        Of the client's own headers none is sent on: not its key, and none of those by which
+        LiteLLM takes orders. Leaving the block before the body has ended closes the connection,
+        which is what stops the generation. Raises ApiError when no response comes; a read in the
+        block raises UPSTREAM_ERRORS, for translate().
+        """
+        assert self._session is not None, "open() comes first"
+        headers = {
+            **self._headers,
+            "Accept": accept,
+            "X-Request-Id": request_id,
+            # LiteLLM's pass-through hands on no header but those with this prefix, stripped of it.
+            "x-pass-x-request-id": request_id,
+        }
+        try:
+            response = await self._session.post(
+                self._settings.upstream_url + path,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+            )
+        except UPSTREAM_ERRORS as error:
+            raise translate(error) from error
+        del body  # Sent; held here it would stay for as long as the answer takes.
+        async with response:
+            yield response
+
+
+async def read_some(response: aiohttp.ClientResponse) -> bytes:
+    """Return the next bytes of the body, or nothing at its end; raise ApiError if it breaks."""
+    try:
+        return await response.content.readany()
+    except UPSTREAM_ERRORS as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> ApiError:
+    """Say in plain words, without addresses, what became of the upstream."""
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return gateway_error(
+            504, "The model server did not accept the connection in time.", ended="upstream_timeout"
+        )
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return unavailable("The model server cannot be reached. Try again in a few seconds.")
+    return broken_off()
+
+
+def broken_off() -> ApiError:
+    """Make the error for a connection that ended too early."""
+    return gateway_error(
+        502, "The connection to the model server broke before the answer was complete."
+    )
+
+
+def gateway_error(status: int, message: str, *, ended: str = "upstream_error") -> ApiError:
+    """Make the error for an upstream that failed us."""
+    code = "upstream_timeout" if ended == "upstream_timeout" else "upstream_error"
+    return ApiError(status, message, kind="server_error", code=code, ended=ended)
+
+
+def unavailable(message: str, *, ended: str = "upstream_error") -> ApiError:
+    """Make the 503 that asks the client to come back shortly."""
+    return ApiError(
+        503,
+        message,
+        kind="server_error",
+        code="service_unavailable",
+        headers={"retry-after": _RETRY_AFTER_SECONDS},
+        ended=ended,
+    )
