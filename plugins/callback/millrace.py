@@ -210,7 +210,11 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
     def v2_runner_retry(self, result: Any) -> None:
         """Show what a polled job reports of itself."""
         told = result.result.get("json")
-        progress = result.result.get("progress") or (told.get("reason") if told else None)
+        progress = (
+            result.result.get("progress")
+            or (told.get("reason") if told else None)
+            or result.result.get("stdout")
+        )
         with self._lock:
             self._task_detail = str(progress) if progress else "waiting"
 

@@ -5,6 +5,7 @@ The libraries one would use hide what matters here: how many events each read of
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import ssl
@@ -44,9 +45,8 @@ class Reads:
     def text(self) -> str:
         """The answer."""
         pieces = [json.loads(event) for event in self.events if event != b"[DONE]"]
-        return "".join(
-            piece["choices"][0]["delta"].get("content") or "" for piece in pieces if piece["choices"]
-        )
+        deltas = [piece["choices"][0]["delta"] for piece in pieces if piece["choices"]]
+        return "".join(delta.get("content") or "" for delta in deltas)
 
     @property
     def ended(self) -> bool:
@@ -62,7 +62,7 @@ class Reads:
     def gaps(self) -> list[float]:
         """Seconds between reads that brought content, sorted."""
         times = [at for at, block in self.reads if b'"content":"' in block]
-        return sorted(after - before for before, after in zip(times, times[1:], strict=False))
+        return sorted(after - before for before, after in itertools.pairwise(times))
 
 
 def connect(address: str, ca: Path, protocol: str) -> ssl.SSLSocket:

@@ -1,0 +1,122 @@
+"""Running again: nothing changes, refusals come first, and what broke off is finished."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+from servers import ROOT, Server, playbook, servers
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def limit() -> str:
+    """The servers whose engine runs."""
+    whole = [s.name for s in servers().values() if not s.run("cat /etc/millrace/no-engine", False)]
+    return ",".join(whole)
+
+
+def changes(output: str) -> dict[str, int]:
+    """Server to the number of changes, from the recap."""
+    recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", output, re.M)
+    return {name: int(count) for name, count in recap}
+
+
+def secrets() -> list[str]:
+    """Every secret of every server."""
+    return [
+        file.read_text().strip()
+        for server in servers().values()
+        for file in server.secrets.iterdir()
+        if file.suffix not in (".crt", ".json")
+    ]
+
+
+@pytest.mark.parametrize("mode", [[], ["--check", "--diff"]], ids=["run", "check"])
+def test_second_run_changes_nothing(mode: list[str]) -> None:
+    done = playbook("site.yml", "--limit", limit(), *mode)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert set(changes(done.stdout).values()) == {0}, done.stdout
+    print(f"no-op run {mode}: {done.stdout.splitlines()[-1]}")
+
+
+def test_a_run_prints_no_secret() -> None:
+    """Not even the most talkative run over changed secrets' files."""
+    done = playbook("site.yml", "--limit", limit(), "--check", "--diff", "-vvv")
+    for secret in secrets():
+        assert secret not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["vllm_modle=x"], "vllm_modle: no role knows this setting. Did you mean vllm_model?"),
+        (["vllm_device=gpu"], "value of vllm_device must be one of: cuda, cpu"),
+        (["vllm_model=/srv/nothing"], "there is no folder /srv/nothing on the server"),
+        (["vllm_model=what is this"], "must be 'recital' (built in), owner/name on the hub"),
+        (["plan_kv_cache_gib=9000"], "choose a smaller model or a larger server"),
+        (["millrace_gateway_key=short"], "vault_millrace_gateway_key: sk- and 29 or more"),
+        (["plan_engine_port=22", '{"preflight_ports": [22]}'], "port 22 is taken by sshd"),
+        (["vllm_model=no/thing", "preflight_hub_url=http://127.0.0.1:9"], "cannot be reached"),
+    ],
+)  # fmt: skip
+def test_refuses_before_anything_is_changed(settings: list[str], told: str) -> None:
+    extra = [part for setting in settings for part in ("-e", setting)]
+    done = playbook("site.yml", "--limit", sorted(servers())[0], *extra)
+    assert done.returncode != 0
+    assert told in " ".join(done.stdout.split()), done.stdout
+    assert set(changes(done.stdout).values()) == {0}
+    assert "Base system" not in done.stdout
+
+
+def test_a_half_installed_release_is_finished(server: Server) -> None:
+    release = server.run("readlink -f /opt/millrace/backend/current").strip()
+    server.run(f"rm -rf {release}/.complete {release}/venv/lib/python3*/site-packages/fastapi")
+    done = playbook("playbooks/backend.yml", "--limit", server.name)
+    assert done.returncode == 0, done.stdout
+    assert server.run(f"cat {release}/.complete")
+    assert server.run(f"ls -d {release}/venv/lib/python3*/site-packages/fastapi").strip()
+
+
+def test_installs_without_a_network_from_a_wheelhouse(server: Server) -> None:
+    """A new release of the backend, with every way out cut off."""
+    release = server.run("readlink -f /opt/millrace/backend/current").strip()
+    server.run(
+        f"for lock in pip requirements; do {release}/venv/bin/python -m pip download -q --no-deps "
+        f"--require-hashes -d /srv/wheelhouse -r {release}/$lock.txt; done",
+        timeout=300,
+    )
+    cut = (
+        "table inet cut { chain out { type filter hook output priority 0; policy drop; "
+        "oif lo accept; ct state established,related accept; } }"
+    )
+    try:
+        server.run(f"echo '{cut}' | nft -f -")
+        server.run("! timeout 5 bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'")
+        done = playbook(
+            "playbooks/backend.yml", "--limit", server.name,
+            "-e", "millrace_wheelhouse=/srv/wheelhouse",
+            "-e", "python_release_python=/usr/bin/python3",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        fresh = server.run("readlink -f /opt/millrace/backend/current").strip()
+        assert fresh != release
+    finally:
+        server.run("nft delete table inet cut", check=False)
+    # Back again: the release before is still there, so this is a switch and a restart.
+    done = playbook("playbooks/backend.yml", "--limit", server.name)
+    assert done.returncode == 0, done.stdout
+    assert server.run("readlink -f /opt/millrace/backend/current").strip() == release
+    assert "Install the backend" not in done.stdout
+    server.run("rm -rf /srv/wheelhouse")
+
+
+def test_example_inventory_is_whole() -> None:
+    """The inventory that the README has people copy names nothing unknown."""
+    done = subprocess.run(
+        ["ansible-inventory", "-i", "inventory/hosts.example.yml", "--list"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert '"chat"' in done.stdout

@@ -1,0 +1,77 @@
+"""Kill each part, and the server itself: a stream works again without help."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import UNITS
+from servers import RECITAL, Server
+from test_api import ask, chat, status
+
+pytestmark = [pytest.mark.breaks, pytest.mark.timeout(900)]
+
+
+def streams(server: Server) -> bool:
+    """Whether a whole answer comes."""
+    try:
+        seen = ask(server, chat())
+    except (AssertionError, OSError):
+        return False
+    return seen.status == 200 and seen.text == RECITAL and seen.ended
+
+
+@pytest.mark.parametrize("part", ["edge", "backend", "gateway", "engine"])
+def test_killed(engine: Server, until_ready: Callable[[], float], part: str) -> None:
+    before = engine.show(UNITS[part], "MainPID", "NRestarts")
+    engine.run(f"kill -9 {before['MainPID']}")
+    began = time.monotonic()
+    for _ in range(240):
+        if streams(engine):
+            break
+        time.sleep(1)
+    else:
+        pytest.fail(f"no stream after the {part} was killed")
+    took = time.monotonic() - began
+    after = engine.show(UNITS[part], "MainPID", "NRestarts", "ActiveState")
+    assert after["MainPID"] != before["MainPID"]
+    assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
+    until_ready()
+    print(f"{part} killed: a whole stream after {took:.0f} s")
+
+
+def test_while_the_engine_is_away_answers_are_clear(
+    engine: Server, until_ready: Callable[[], float]
+) -> None:
+    engine.run(f"systemctl stop '{UNITS['engine']}'")
+    try:
+        seen = ask(engine, chat())
+        assert seen.status == 503
+        assert b'"error"' in seen.body
+        assert "retry-after" in seen.headers
+        assert status(engine, "/healthz") == 200
+    finally:
+        engine.run(f"systemctl start --no-block '{UNITS['engine']}'")
+    until_ready()
+
+
+def test_reboot(engine: Server, until_ready: Callable[[], float]) -> None:
+    born = engine.run("cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1").strip()
+    engine.run("systemctl reboot", check=False)
+    began = time.monotonic()
+    for _ in range(120):
+        time.sleep(1)
+        try:
+            now = engine.run("cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1", timeout=10)
+        except (AssertionError, OSError, subprocess.TimeoutExpired):
+            continue
+        if now.strip() != born:
+            break
+    else:
+        pytest.fail("the server did not come back")
+    until_ready()
+    assert streams(engine)
+    assert engine.run("systemctl is-system-running", check=False).strip() == "running"
+    print(f"rebooted: streams after {time.monotonic() - began:.0f} s")
