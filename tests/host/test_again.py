@@ -88,11 +88,13 @@ def test_installs_without_a_network_from_a_wheelhouse(server: Server) -> None:
         timeout=300,
     )
     cut = (
-        "table inet cut { chain out { type filter hook output priority 0; policy drop; "
-        "oif lo accept; ct state established,related accept; } }"
+        "add table inet cut\n"
+        "add chain inet cut out { type filter hook output priority 0; policy drop; }\n"
+        "add rule inet cut out oif lo accept\n"
+        "add rule inet cut out ct state established,related accept\n"
     )
     try:
-        server.run(f"echo '{cut}' | nft -f -")
+        server.run(f"printf %s '{cut}' | nft -f -")
         server.run("! timeout 5 bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'")
         done = playbook(
             "playbooks/backend.yml", "--limit", server.name,
