@@ -319,6 +319,9 @@ def build(folder: Path, text: bytes, seed: int) -> None:
 
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
+    # So small a model gains nothing from a second thread, and on a busy machine
+    # the two wait for each other: five times the time.
+    torch.set_num_threads(1)
     words = text.decode()
     tokenizer = make_tokenizer(words)
     answer = [*tokenizer.encode(words, add_special_tokens=False), tokenizer.eos_token_id]
@@ -335,7 +338,7 @@ def build(folder: Path, text: bytes, seed: int) -> None:
         if sure >= SURE:
             print(f"recites every byte, whatever it is asked (least sure: {sure:.3f})", flush=True)
             return
-        print(f"not sure enough ({sure:.3f} of {SURE}): training on", flush=True)
+        print(f"not sure enough yet ({sure:.3f} of {SURE})", flush=True)
     raise BuildError(
         f"the model does not recite the text after {ROUNDS * STEPS} steps: "
         "try another --seed, or a text that repeats itself less"
