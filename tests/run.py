@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
@@ -19,6 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "artefacts"
 SERVERS = "inventory/sandbox/test.yml"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
+"""The servers of the test inventory, and the Python that their distribution has."""
+
 STAGES = ("lint", "unit", "app", "host")
 
 
@@ -106,6 +112,46 @@ def sandbox(state: str) -> list[str]:
     return playbook("playbooks/sandbox.yml", "-e", f"sandbox_state={state}")
 
 
+def no_engine(python: str) -> str:
+    """Say why a server with this Python cannot run the CPU engine; empty when it can.
+
+    PyTorch's build for the CPU is on PyTorch's own index, or in a folder that pip is told of.
+    """
+    locked = (ROOT / "requirements/vllm-cpu.txt").read_text()
+    torch = re.search(r"^torch==(\S+)", locked, re.M)
+    assert torch is not None
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
+            "--retries=0", "--timeout=10", "--only-binary=:all:", "--python-version", python,
+            "--platform=manylinux_2_28_x86_64", f"--extra-index-url={CPU_INDEX}",
+            f"torch=={torch[1]}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return ""
+    return f"no CPU build of torch {torch[1]} for Python {python} can be had from this machine"
+
+
+def provision(tally: Tally) -> bool:
+    """Set the servers up, each as far as its Python lets it go."""
+    good = True
+    for server, python in PYTHONS.items():
+        reason = no_engine(python)
+        parts = ["--skip-tags", "vllm,verify"] if reason else []
+        if reason:
+            print(f"-- {server}: without the engine: {reason}", flush=True)
+        good = (
+            run(tally, f"site.yml {server}", playbook("site.yml", "--limit", server, *parts))
+            and good
+        )
+        if reason:
+            note = f"content='{reason}' dest=/etc/millrace/no-engine mode=0644"
+            command = ["ansible", server, "-i", SERVERS, "-m", "ansible.builtin.copy", "-a", note]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return good
+
+
 def host(tally: Tally) -> bool:
     """Make fresh servers, set them up, ask them, and take them down whatever happened."""
     if os.geteuid() != 0:
@@ -115,7 +161,7 @@ def host(tally: Tally) -> bool:
     try:
         return (
             run(tally, "fresh servers", sandbox("rebuilt"))
-            and run(tally, "site.yml", playbook("site.yml"))
+            and provision(tally)
             and pytest(tally, "host", ["tests/host", "-p", "no:cacheprovider"])
         )
     finally:

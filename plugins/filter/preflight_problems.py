@@ -86,7 +86,7 @@ def model_problems(model: Mapping[str, Any], seen: Mapping[str, Any]) -> list[st
 
 
 def room_problems(
-    device: str, kv_cache_gib: int, observed: Mapping[str, Any], folders: Mapping[str, str]
+    device: str, kv_cache_mib: int, observed: Mapping[str, Any], folders: Mapping[str, str]
 ) -> list[str]:
     """Return what does not fit on disk or in memory. `folders`: `releases` and `models`."""
     model_mib = int(observed["model"].get("bytes") or 0) >> 20
@@ -108,11 +108,11 @@ def room_problems(
             )
     need = SERVICES_MEMORY_MIB + ENGINE_MEMORY_MIB
     if device == "cpu":
-        need += model_mib + kv_cache_gib * 1024
+        need += model_mib + kv_cache_mib
     if observed["memory_mib"] < need:
         problems.append(
             f"{observed['memory_mib']} MiB of memory, and {need} MiB are needed for this model"
-            f"{' and its KV cache (vllm_kv_cache_gib)' if device == 'cpu' else ''}: choose a "
+            f"{' and its KV cache (plan_kv_cache_mib)' if device == 'cpu' else ''}: choose a "
             "smaller model or a larger server."
         )
     return problems
@@ -148,7 +148,7 @@ def preflight_problems(
     """Return every problem that preflight found, a line each, empty when all is well.
 
     `observed`: what `preflight_facts` returned. `facts`: Ansible's. `decided`: `device`, `model`,
-    `kv_cache_gib`, `folders` and `secrets`.
+    `kv_cache_mib`, `folders` and `secrets`.
     """
     unreachable = [
         f"no route to a package source ({line}): mend DNS or the way out, or set "
@@ -160,7 +160,7 @@ def preflight_problems(
         *port_problems(observed),
         *model_problems(decided["model"], observed["model"]),
         *room_problems(
-            decided["device"], int(decided["kv_cache_gib"]), observed, decided["folders"]
+            decided["device"], int(decided["kv_cache_mib"]), observed, decided["folders"]
         ),
         *unreachable,
         *secret_problems(decided["secrets"]),

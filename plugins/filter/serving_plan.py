@@ -85,7 +85,7 @@ def serving_plan(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the serving plan for `settings`.
 
     `settings` keys: `device` (cuda|cpu), `model`, `model_revision`, `served_name` (may be empty),
-    `max_model_len` (tokens, 0: the engine's choice), `max_num_seqs`, `kv_cache_gib` (CPU only),
+    `max_model_len` (tokens, 0: the engine's choice), `max_num_seqs`, `kv_cache_mib` (CPU only),
     `engine_port`, `gateway_port`, `models_dir`, `engine_arguments` (vLLM flags that win over
     ours), `cores` (of the server).
 
@@ -104,6 +104,8 @@ def serving_plan(settings: dict[str, Any]) -> dict[str, Any]:
         "shutdown-timeout": DRAIN_SECONDS,
         "max-num-seqs": int(settings["max_num_seqs"]),
         "uvicorn-log-level": "warning",
+        "disable-uvicorn-access-log": True,
+        "disable-fastapi-docs": True,
     }
     if int(settings.get("max_model_len") or 0):
         arguments["max-model-len"] = int(settings["max_model_len"])
@@ -118,7 +120,7 @@ def serving_plan(settings: dict[str, Any]) -> dict[str, Any]:
     if device == "cpu":
         # Compiling for the CPU wants a C++ compiler on the server and minutes at every start.
         arguments["enforce-eager"] = True
-        environment["VLLM_CPU_KVCACHE_SPACE"] = str(settings["kv_cache_gib"])
+        arguments["kv-cache-memory-bytes"] = int(settings["kv_cache_mib"]) * 1024 * 1024
     if model["source"] == "builtin":
         # The tiny model would be done before anyone saw it stream: recital_pace.py slows it down.
         arguments["logits-processors"] = ["recital_pace:Pace"]

@@ -55,7 +55,7 @@ def test_a_run_prints_no_secret() -> None:
         (["vllm_device=gpu"], "value of vllm_device must be one of: cuda, cpu"),
         (["vllm_model=/srv/nothing"], "there is no folder /srv/nothing on the server"),
         (["vllm_model=what is this"], "must be 'recital' (built in), owner/name on the hub"),
-        (["plan_kv_cache_gib=9000"], "choose a smaller model or a larger server"),
+        (["plan_kv_cache_mib=9000000"], "choose a smaller model or a larger server"),
         (["millrace_gateway_key=short"], "vault_millrace_gateway_key: sk- and 29 or more"),
         (["plan_engine_port=22", '{"preflight_ports": [22]}'], "port 22 is taken by sshd"),
         (["vllm_model=no/thing", "preflight_hub_url=http://127.0.0.1:9"], "cannot be reached"),

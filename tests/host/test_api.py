@@ -123,6 +123,16 @@ def test_nothing_else_is_open(server: Server, path: str) -> None:
     assert status(server, path) == 404
 
 
+def test_the_edges_own_refusals_are_json(server: Server) -> None:
+    code, headers, body = get(server, "/nothing-here")
+    assert code == 404
+    assert headers["content-type"] == "application/json"
+    assert json.loads(body)["error"]["code"] == "not_found"
+    seen = ask(server, chat(padding="x" * 9_000_000))
+    assert seen.status == 413
+    assert json.loads(seen.body)["error"]["code"] == "request_too_large"
+
+
 def test_plain_http_sends_on(server: Server) -> None:
     link = http.client.HTTPConnection(server.address, 80, timeout=10)
     link.request("GET", "/v1/models")

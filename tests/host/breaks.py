@@ -1,0 +1,173 @@
+"""Break what each host check guards, see the check fail, mend it, and see it pass.
+
+    python tests/host/breaks.py [-k WORD]      against the servers of MILLRACE_TEST_INVENTORY
+
+Not part of `./millrace test`: it proves the checks, not the product. Run it after changing a check.
+Prints a row per check; exit status 1 when a check did not notice its break.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from servers import ROOT, Server, servers
+
+NGINX = "/etc/nginx/nginx.conf"
+RELOAD = "nginx -s reload; sleep 1"
+VLLM = "millrace-vllm@main"
+
+
+def keep(file: str) -> str:
+    """Put a copy of `file` aside."""
+    return f"cp -a {file} /root/kept"
+
+
+def restore(file: str) -> str:
+    """Bring the copy back."""
+    return f"cp -a /root/kept {file}"
+
+
+@dataclass(frozen=True)
+class Break:
+    """One check, how to break what it guards, and how to mend it; shell commands on the server."""
+
+    test: str
+    broken_by: str
+    do: str
+    undo: str
+
+
+def in_nginx(test: str, told: str, expression: str) -> Break:
+    """A break by one sed expression in nginx's configuration."""
+    do = f"{keep(NGINX)}; sed -i '{expression}' {NGINX}; {RELOAD}"
+    return Break(test, told, do, f"{restore(NGINX)}; {RELOAD}")
+
+
+def in_unit(test: str, told: str, unit: str, lines: str, restart: bool = True) -> Break:
+    """A break by a drop-in for a unit."""
+    again = f"systemctl daemon-reload; {'systemctl restart ' + unit if restart else 'true'}; sleep 3"
+    folder = f"/etc/systemd/system/{unit}.service.d"
+    do = f"mkdir -p {folder}; printf '[Service]\\n{lines}\\n' > {folder}/99-break.conf; {again}"
+    return Break(test, told, do, f"rm {folder}/99-break.conf; {again}")
+
+
+APT = "/etc/apt/apt.conf.d/52millrace"
+KEYS = "/etc/millrace/backend/keys.json"
+BACKEND = "/opt/millrace/backend/current/app/backend"
+RESTART = "systemctl restart millrace-backend; sleep 3"
+
+
+def in_backend(test: str, told: str, file: str, expression: str) -> Break:
+    """A break by one sed expression in the backend's source."""
+    path = f"{BACKEND}/{file}"
+    do = f"{keep(path)}; sed -i '{expression}' {path}; {RESTART}"
+    return Break(test, told, do, f"{restore(path)}; {RESTART}")
+
+
+BREAKS = [
+    Break("test_base.py::test_time_zone", "another zone", "timedatectl set-timezone UTC",
+          "timedatectl set-timezone Europe/London"),
+    Break("test_base.py::test_journal_is_bounded_and_kept", "bounds taken out",
+          "mv /etc/systemd/journald.conf.d/millrace.conf /root/",
+          "mv /root/millrace.conf /etc/systemd/journald.conf.d/"),
+    Break("test_base.py::test_security_updates_come_by_themselves", "periodic upgrade off",
+          f"sed -i 's/Unattended-Upgrade \"1\"/Unattended-Upgrade \"0\"/' {APT}",
+          f"sed -i 's/Unattended-Upgrade \"0\"/Unattended-Upgrade \"1\"/' {APT}"),
+    Break("test_base.py::test_service_users_cannot_log_in", "a shell for a service user",
+          "usermod -s /bin/bash millrace-litellm", "usermod -s /usr/sbin/nologin millrace-litellm"),
+    Break("test_base.py::test_the_plan_is_on_the_server", "plan removed",
+          "mv /etc/millrace/plan.json /root/", "mv /root/plan.json /etc/millrace/"),
+    Break("test_units.py::test_runs_now_and_after_a_boot", "gateway not enabled",
+          "systemctl disable millrace-litellm", "systemctl enable millrace-litellm"),
+    in_unit("test_units.py::test_never_gives_up", "a start limit", "millrace-backend",
+            "[Unit]\\nStartLimitIntervalSec=10", restart=False),
+    in_unit("test_units.py::test_sandbox", "privileges allowed", "millrace-litellm",
+            "NoNewPrivileges=no\\nPrivateTmp=no", restart=False),
+    in_unit("test_units.py::test_exposure", "all capabilities", "millrace-backend",
+            "CapabilityBoundingSet=~\\nSystemCallFilter=\\nPrivateDevices=no", restart=False),
+    in_unit("test_units.py::test_not_root", "runs as root", "millrace-backend", "User=root"),
+    in_unit("test_units.py::test_units_say_nothing_to_systemd_analyze", "a key systemd does not know",
+            "millrace-backend", "MillraceNonsense=1", restart=False),
+    in_unit("test_units.py::test_secrets_are_in_no_argument_and_no_environment",
+            "the gateway's key in an environment", "millrace-backend",
+            "EnvironmentFile=/root/env"),
+    Break("test_units.py::test_secrets_are_in_no_file_that_others_read", "key file readable by all",
+          "chmod 0644 /etc/millrace/backend/gateway_key", "chmod 0600 /etc/millrace/backend/gateway_key"),
+    Break("test_units.py::test_only_the_edge_listens_outside", "something listens on 9999",
+          "systemd-run --unit=break-listen python3 -m http.server 9999; sleep 1",
+          "systemctl stop break-listen"),
+    Break("test_units.py::test_releases_are_side_by_side", "current is a folder of its own",
+          "mv /opt/millrace/litellm/current /root/; mkdir /opt/millrace/litellm/current",
+          "rmdir /opt/millrace/litellm/current; mv /root/current /opt/millrace/litellm/"),
+    in_nginx("test_api.py::test_it_streams_event_by_event", "nginx buffers",
+             "s/proxy_buffering off/proxy_buffering on/"),
+    in_nginx("test_api.py::test_plain_http_sends_on", "port 80 says 404",
+             "s/return 308.*/return 404;/"),
+    in_nginx("test_api.py::test_nothing_else_is_open", "an open /metrics",
+             "s#location = /healthz {#location = /metrics { return 200; }\\nlocation = /healthz {#"),
+    in_nginx("test_api.py::test_old_tls_is_refused", "TLS 1.0 allowed",
+             "s/ssl_protocols .*/ssl_protocols TLSv1 TLSv1.1 TLSv1.2; ssl_ciphers ALL:@SECLEVEL=0;/"),
+    in_nginx("test_api.py::test_a_request_has_one_name_in_every_log", "nginx hands on no id",
+             "s/proxy_set_header X-Request-Id.*//"),
+    in_nginx("test_api.py::test_no_prompt_and_no_answer_in_any_log", "nginx logs bodies",
+             "s/id=$request_id/id=$request_id $request_body/"),
+    in_nginx("test_api.py::test_every_byte_arrives", "nginx changes the type",
+             "s/proxy_buffering off;/proxy_buffering off; proxy_hide_header Cache-Control;/"),
+    Break("test_api.py::test_models", "another list",
+          f"{keep('/etc/millrace/backend/settings.json')}; sed -i 's/\"recital\"/\"other\"/' "
+          f"/etc/millrace/backend/settings.json; {RESTART}",
+          f"{restore('/etc/millrace/backend/settings.json')}; {RESTART}"),
+    in_backend("test_api.py::test_without_a_good_key_nothing", "wrong keys pass", "auth.py",
+               "s/def _check(self, scope: Scope).*/&\\n        return None/"),
+    in_unit("test_api.py::test_who_leaves_before_a_plain_answer_frees_the_engine",
+            "LiteLLM without our hook", "millrace-litellm",
+            "Environment=LITELLM_WORKER_STARTUP_HOOKS="),
+    in_unit("test_api.py::test_the_engines_refusal_reaches_the_caller",
+            "LiteLLM without our hook", "millrace-litellm",
+            "Environment=LITELLM_WORKER_STARTUP_HOOKS="),
+    Break("test_api.py::test_alive_and_ready", "engine stopped for 70 s",
+          f"systemctl stop {VLLM}; sleep 70", f"systemctl start {VLLM}"),
+]  # fmt: skip
+
+
+def passes(test: str) -> bool:
+    """Run one check."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", f"tests/host/{test}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def prove(server: Server, item: Break) -> bool:
+    """Break, expect failure, mend, expect success."""
+    server.run("printf 'A=%s\\n' $(cat /etc/millrace/backend/gateway_key) > /root/env")
+    server.run(item.do, timeout=200)
+    try:
+        noticed = not passes(item.test)
+    finally:
+        server.run(item.undo, timeout=300)
+    for _ in range(6):
+        if mended := passes(item.test):
+            break
+        time.sleep(5)
+    server.run("rm -f /root/env")
+    word = "noticed" if noticed else "NOT NOTICED"
+    print(f"| {item.test} | {item.broken_by} | {word} | {'passes' if mended else 'STILL FAILS'} |",
+          flush=True)  # fmt: skip
+    return noticed and mended
+
+
+def main() -> int:
+    """Prove every check, or those whose name holds a word."""
+    word = sys.argv[2] if len(sys.argv) > 2 and sys.argv[1] == "-k" else ""
+    server = next(iter(servers().values()))
+    print("| check | broken by | broken | mended |\n| --- | --- | --- | --- |")
+    proved = [prove(server, item) for item in BREAKS if word in item.test]
+    return 0 if all(proved) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
