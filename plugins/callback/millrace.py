@@ -30,6 +30,7 @@ DOCUMENTATION = """
 QUIET_SECONDS = 15.0
 """Where output is no terminal: how long a task may run before a line says it still does."""
 TICK_SECONDS = 0.5
+OUR_REFUSALS = ("fail", "assert", "job_progress")
 SLOWEST_SHOWN = 5
 SLOW_SECONDS = 5.0
 
@@ -194,7 +195,7 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
         if not ignore_errors:
             self._say(f"  FAILED  {self._task_label}", color=C.COLOR_ERROR)
         message = result.result.get("msg")
-        if result.task.action.split(".")[-1] in ("fail", "assert") and message:
+        if result.task.action.split(".")[-1] in OUR_REFUSALS and message:
             # Our own refusals are written for people: print them as they are.
             lines = message if isinstance(message, list) else str(message).splitlines()
             for line in lines:

@@ -27,6 +27,9 @@ options:
 author: Millrace
 """
 
+LAST_WORDS = 15
+"""Lines of the file that are shown when the job failed."""
+
 
 def main() -> None:
     """Run the module."""
@@ -45,15 +48,17 @@ def main() -> None:
         job = {"started": True}  # caught while it is being written
     # Ansible's wrapper marks a running job with `started`; a module's own result has no such key.
     finished = "started" not in job or bool(job.get("finished"))
+    try:
+        lines = Path(module.params["file"]).read_text().splitlines()
+    except OSError:
+        lines = []
     if not finished:
-        try:
-            lines = Path(module.params["file"]).read_text().splitlines()
-        except OSError:
-            lines = []
         module.exit_json(changed=False, finished=False, progress=lines[-1] if lines else "")
     Path(module.params["results_file"]).unlink(missing_ok=True)
     if job.get("failed"):
-        module.fail_json(**{"msg": "the job failed without a word", **job, "finished": True})
+        # A job that is a command says why in its file; a module says it in its result.
+        said = lines[-LAST_WORDS:] if "rc" in job else [str(job.get("msg", "it did not say why"))]
+        module.fail_json(**{**job, "msg": "\n".join(said), "finished": True})
     module.exit_json(**{**job, "finished": True})
 
 

@@ -50,7 +50,9 @@ def in_nginx(test: str, told: str, expression: str) -> Break:
 
 def in_unit(test: str, told: str, unit: str, lines: str, restart: bool = True) -> Break:
     """A break by a drop-in for a unit."""
-    again = f"systemctl daemon-reload; {'systemctl restart ' + unit if restart else 'true'}; sleep 3"
+    again = (
+        f"systemctl daemon-reload; {'systemctl restart ' + unit if restart else 'true'}; sleep 3"
+    )
     folder = f"/etc/systemd/system/{unit}.service.d"
     do = f"mkdir -p {folder}; printf '[Service]\\n{lines}\\n' > {folder}/99-break.conf; {again}"
     return Break(test, told, do, f"rm {folder}/99-break.conf; {again}")

@@ -37,6 +37,12 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def told(error: Exception) -> str:
+    """Return an error's kind and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
 def bytes_in(folder: Path) -> int:
     """Return the bytes that lie in `folder`, half-fetched files included."""
     total = 0
@@ -79,7 +85,7 @@ def plan(info: Any) -> tuple[list[str], int]:
 def fetch(model: str, revision: str, output: Path, token: str | None) -> str:
     """Fetch and return the commit. Raises FetchError."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         info = HfApi(token=token).model_info(model, revision=revision or None, files_metadata=True)
@@ -89,8 +95,8 @@ def fetch(model: str, revision: str, output: Path, token: str | None) -> str:
         ) from None
     except RepositoryNotFoundError:
         raise FetchError(f"the hub knows no {model}, or it is private: check the name") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise FetchError(f"the hub did not answer: {error}") from None
+    except Exception as error:  # the hub's library lets its HTTP library's own errors through
+        raise FetchError(f"the hub did not answer: {told(error)}") from None
     skip, total = plan(info)
     partial = output.with_name(output.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -109,8 +115,10 @@ def fetch(model: str, revision: str, output: Path, token: str | None) -> str:
         snapshot_download(
             model, revision=info.sha, local_dir=partial, token=token, ignore_patterns=skip
         )
-    except (HfHubHTTPError, OSError) as error:
-        raise FetchError(f"the line broke: {error}. Run again: it goes on from here") from None
+    except Exception as error:
+        raise FetchError(
+            f"the line broke: {told(error)}. Run again: it goes on from here"
+        ) from None
     finally:
         progress.done.set()
     for file in info.siblings:
