@@ -53,13 +53,20 @@ class Tally:
 def connect(url: str, ca: str | None, timeout_seconds: float) -> http.client.HTTPConnection:
     """Return a connection for `url`; `ca` is a certificate file to trust. Raises AskError."""
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
         raise AskError(f"{url} is no address: write https://host or https://host:port")
     if parts.scheme == "http":
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_seconds)
-    context = ssl.create_default_context(cafile=ca)
+        return http.client.HTTPConnection(parts.hostname, port, timeout=timeout_seconds)
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise AskError(f"the certificate file {ca} cannot be read: {error}") from None
     return http.client.HTTPSConnection(
-        parts.hostname, parts.port, timeout=timeout_seconds, context=context
+        parts.hostname, port, timeout=timeout_seconds, context=context
     )
 
 
@@ -75,6 +82,8 @@ def call(
         raise AskError(
             f"the certificate is not trusted ({error.verify_message}): give its file with --ca"
         ) from None
+    except http.client.HTTPException:
+        raise AskError(f"{connection.host} answers, but does not speak HTTP") from None
     except OSError as error:
         raise AskError(f"{connection.host} cannot be reached: {error}") from None
     if answer.status != 200:
@@ -97,13 +106,23 @@ def first_model(connection: http.client.HTTPConnection, key: str, base: str = ""
         raise AskError("the service names no model") from None
 
 
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    """Return what has arrived, nothing at the end. Raises BrokenStreamError."""
+    try:
+        return answer.read1(READ_BYTES)
+    except TimeoutError:
+        raise BrokenStreamError("the stream fell silent") from None
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise BrokenStreamError(f"the stream was cut: {type(error).__name__}") from None
+
+
 def deltas(answer: http.client.HTTPResponse, began: float, tally: Tally) -> Iterator[str]:
     """Yield the answer's text as it comes, keeping the tally.
 
     Raises BrokenStreamError on an error event.
     """
     rest = b""
-    while block := answer.read1(READ_BYTES):
+    while block := _read(answer):
         now = time.monotonic() - began
         *events, rest = (rest + block).split(b"\n\n")
         counted = 0
@@ -114,7 +133,10 @@ def deltas(answer: http.client.HTTPResponse, began: float, tally: Tally) -> Iter
             if data == b"[DONE]":
                 tally.ended = True
                 continue
-            told = json.loads(data)
+            try:
+                told = json.loads(data)
+            except ValueError:
+                raise BrokenStreamError("the stream held an event that is no JSON") from None
             if "error" in told:
                 raise BrokenStreamError(
                     f"the stream ended with an error: {told['error'].get('message')}"

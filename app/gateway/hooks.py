@@ -48,14 +48,23 @@ class CancelWhenLeft:
         # A pump reads it all along; the app gets the same messages. The backend in front bounds
         # the size of a body, so that the queue is bounded as well.
         messages: asyncio.Queue[Message] = asyncio.Queue()
-        work = asyncio.create_task(self._run(scope, messages.get, send))
+        answered = asyncio.Event()
+
+        async def watched(message: Message) -> None:
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                answered.set()
+
+        work = asyncio.create_task(self._run(scope, messages.get, watched))
 
         async def pump() -> None:
             while True:
                 message = await receive()
                 messages.put_nowait(message)
                 if message["type"] == "http.disconnect":
-                    work.cancel()
+                    # After the last byte this only says that the answer is through.
+                    if not answered.is_set():
+                        work.cancel()
                     return
 
         pumping = asyncio.create_task(pump())

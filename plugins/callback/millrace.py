@@ -193,7 +193,8 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
         """Name the task, then let Ansible print the failure."""
         self._settle()
         if not ignore_errors:
-            self._say(f"  FAILED  {self._task_label}", color=C.COLOR_ERROR)
+            host = self.host_label(result)
+            self._say(f"  FAILED  {self._task_label} [{host}]", color=C.COLOR_ERROR)
         message = result.result.get("msg")
         if result.task.action.split(".")[-1] in OUR_REFUSALS and message:
             # Our own refusals are written for people: print them as they are.

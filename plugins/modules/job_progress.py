@@ -49,7 +49,7 @@ def main() -> None:
     # Ansible's wrapper marks a running job with `started`; a module's own result has no such key.
     finished = "started" not in job or bool(job.get("finished"))
     try:
-        lines = Path(module.params["file"]).read_text().splitlines()
+        lines = Path(module.params["file"]).read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     if not finished:
@@ -57,7 +57,8 @@ def main() -> None:
     Path(module.params["results_file"]).unlink(missing_ok=True)
     if job.get("failed"):
         # A job that is a command says why in its file; a module says it in its result.
-        said = lines[-LAST_WORDS:] if "rc" in job else [str(job.get("msg", "it did not say why"))]
+        own = str(job.get("msg", "the job failed without a word"))
+        said = lines[-LAST_WORDS:] if "cmd" in job else [own]
         module.fail_json(**{**job, "msg": "\n".join(said), "finished": True})
     module.exit_json(**{**job, "finished": True})
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -68,6 +70,18 @@ LISTEN = "0A"  # TCP_LISTEN, include/net/tcp_states.h of the kernel
 MIB = 1 << 20
 
 
+def open_files(process: Path) -> set[str]:
+    """Return what a process has open; files that it closes meanwhile are left out."""
+    links = set()
+    try:
+        for descriptor in os.listdir(process / "fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                links.add(os.readlink(process / "fd" / descriptor))  # noqa: PTH115
+    except OSError:
+        pass  # it ended meanwhile
+    return links
+
+
 def listeners(ports: list[int]) -> dict[str, dict[str, str]]:
     """Return who listens on which of `ports`: port to `{process, unit}`."""
     inodes: dict[str, int] = {}
@@ -85,11 +99,10 @@ def listeners(ports: list[int]) -> dict[str, dict[str, str]]:
         str(port): {"process": "unknown", "unit": ""} for port in inodes.values()
     }
     for process in Path("/proc").glob("[0-9]*"):
+        mine = open_files(process) & inodes.keys()
+        if not mine:
+            continue
         try:
-            links = {os.readlink(fd) for fd in (process / "fd").iterdir()}  # noqa: PTH115
-            mine = links & inodes.keys()
-            if not mine:
-                continue
             name = (process / "comm").read_text().strip()
             cgroup = (process / "cgroup").read_text()
         except OSError:
@@ -161,7 +174,7 @@ def hub_model(model: dict[str, str], hub: str, token: str) -> dict[str, Any]:
             told = json.load(answer)
     except urllib.error.HTTPError as error:
         return {"problem": f"http_{error.code}"}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return {"problem": "unreachable", "detail": str(error)}
     files = {f["rfilename"]: int(f.get("size") or 0) for f in told.get("siblings", [])}
     # The same model often comes in several formats; safetensors is what will be fetched.
