@@ -120,9 +120,22 @@ async def engine_unreachable(request: Any, error: Any) -> Any:
     return refusal(503, "no engine can be reached", RETRY_AFTER_SECONDS)
 
 
+async def no_engine_chosen(request: Any, error: Any) -> Any:
+    """Tell engines that all rest after a failure from a model that none of them serves."""
+    from litellm.types.router import RouterRateLimitError
+
+    cause = error
+    while cause is not None:
+        if isinstance(cause, RouterRateLimitError):
+            return refusal(503, "every engine rests after a failure", RETRY_AFTER_SECONDS)
+        cause = cause.__context__
+    return refusal(404, "no engine serves this model")
+
+
 def install() -> None:
     """Mend the route. Raises when LiteLLM's insides are not as expected."""
     import httpx
+    from litellm.exceptions import BadRequestError
     from litellm.llms.base_llm.chat.transformation import BaseLLMException
     from litellm.llms.vllm.passthrough.transformation import VLLMPassthroughConfig
     from litellm.proxy.proxy_server import app
@@ -147,4 +160,5 @@ def install() -> None:
     layer.add_exception_handler(httpx.HTTPStatusError, engine_answered)
     layer.add_exception_handler(BaseLLMException, engine_unreachable)
     layer.add_exception_handler(httpx.TransportError, engine_unreachable)
+    layer.add_exception_handler(BadRequestError, no_engine_chosen)
     app.middleware_stack = CancelWhenLeft(app.middleware_stack)

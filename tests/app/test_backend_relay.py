@@ -129,6 +129,8 @@ async def test_what_the_upstream_gets(port, upstream):
     request.headers.pop("host")
     request_id = request.headers.pop("x-request-id")
     assert len(request_id) == 32
+    # LiteLLM hands on only what has its prefix, without it.
+    assert request.headers.pop("x-pass-x-request-id") == request_id
     assert request.headers == {
         "authorization": f"Bearer {UPSTREAM_KEY}",
         "content-type": "application/json",
