@@ -18,10 +18,12 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "artefacts"
 SERVERS = "inventory/sandbox/test.yml"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+VLLM_DEFAULTS = ROOT / "roles/vllm/defaults/main.yml"
 PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
 """The servers of the test inventory, and the Python that their distribution has."""
 
@@ -120,11 +122,12 @@ def no_engine(python: str) -> str:
     locked = (ROOT / "requirements/vllm-cpu.txt").read_text()
     torch = re.search(r"^torch==(\S+)", locked, re.M)
     assert torch is not None
+    index = yaml.safe_load(VLLM_DEFAULTS.read_text())["vllm_cpu_index_url"]
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder,
             "--retries=0", "--timeout=10", "--only-binary=:all:", "--python-version", python,
-            "--platform=manylinux_2_28_x86_64", f"--extra-index-url={CPU_INDEX}",
+            "--platform=manylinux_2_28_x86_64", f"--extra-index-url={index}",
             f"torch=={torch[1]}",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
