@@ -164,6 +164,7 @@ def host(tally: Tally) -> bool:
     try:
         return (
             run(tally, "fresh servers", sandbox("rebuilt"))
+            and run(tally, "check mode, fresh", playbook("site.yml", "--check", "--diff"))
             and provision(tally)
             and pytest(tally, "host", ["tests/host", "-p", "no:cacheprovider"])
         )
