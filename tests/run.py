@@ -196,6 +196,9 @@ def main() -> int:
             good = host(tally)
         else:
             print("-- host: left out, because an earlier stage failed")
+    figures = REPORTS / "figures.txt"
+    if figures.exists():
+        print(f"\nmeasured on this machine:\n{figures.read_text()}")
     print("\nseconds by stage:")
     for name, seconds in tally.seconds.items():
         print(f"  {seconds:6.0f}  {name}")

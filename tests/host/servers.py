@@ -18,6 +18,7 @@ from ansible.vars.manager import VariableManager
 
 ROOT = Path(__file__).resolve().parents[2]
 INVENTORY = os.environ.get("MILLRACE_TEST_INVENTORY", "inventory/sandbox/test.yml")
+REPORTS = ROOT / "artefacts"
 RECITAL = (ROOT / "roles/vllm/files/recital/text.md").read_text()
 
 
@@ -77,6 +78,14 @@ class Server:
         _, body = self.get("http://127.0.0.1:8001/metrics")
         values = [line.rsplit(" ", 1)[1] for line in body.splitlines() if line.startswith(name)]
         return sum(map(float, values))
+
+
+def figure(text: str) -> None:
+    """Keep a measured figure for the end of the run's output."""
+    print(text)
+    REPORTS.mkdir(exist_ok=True)
+    with (REPORTS / "figures.txt").open("a") as report:
+        report.write(f"{text}\n")
 
 
 @functools.cache

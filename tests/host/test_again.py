@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from servers import ROOT, Server, playbook, servers
+from servers import ROOT, Server, figure, playbook, servers
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -37,7 +37,7 @@ def test_second_run_changes_nothing() -> None:
     done = playbook("site.yml", "--limit", limit())
     assert done.returncode == 0, done.stdout[-4000:]
     assert set(changes(done.stdout).values()) == {0}, done.stdout
-    print(f"no-op run: {done.stdout.splitlines()[-1]}")
+    figure(f"no-op run: {done.stdout.splitlines()[-1]}")
 
 
 def test_check_mode_changes_nothing_and_tells_no_secret() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import status
-from servers import RECITAL, Server
+from servers import RECITAL, Server, figure
 from wire import Reads, connect, post
 
 PROTOCOLS = ("http/1.1", "h2")
@@ -60,7 +60,7 @@ def test_it_streams_event_by_event(engine: Server, protocol: str) -> None:
     gaps = best.gaps()
     engine_gap = _engine_gap(engine)
     assert gaps[len(gaps) // 2] == pytest.approx(engine_gap, rel=0.5)
-    print(f"{protocol}: {_ratio(best):.2f} events per read, median gap {gaps[len(gaps) // 2]:.4f} s"
+    figure(f"{protocol}: {_ratio(best):.2f} events per read, median gap {gaps[len(gaps) // 2]:.4f} s"
           f" (engine {engine_gap:.4f} s)")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from conftest import UNITS
-from servers import RECITAL, Server
+from servers import RECITAL, Server, figure
 from test_api import ask, chat, status
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(900)]
@@ -39,7 +39,7 @@ def test_killed(engine: Server, until_ready: Callable[[], float], part: str) -> 
     assert after["MainPID"] != before["MainPID"]
     assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
     until_ready()
-    print(f"{part} killed: a whole stream after {took:.0f} s")
+    figure(f"{part} killed: a whole stream after {took:.0f} s")
 
 
 def test_while_the_engine_is_away_answers_are_clear(
@@ -74,4 +74,4 @@ def test_reboot(engine: Server, until_ready: Callable[[], float]) -> None:
     until_ready()
     assert streams(engine)
     assert engine.run("systemctl is-system-running", check=False).strip() == "running"
-    print(f"rebooted: streams after {time.monotonic() - began:.0f} s")
+    figure(f"rebooted: streams after {time.monotonic() - began:.0f} s")
