@@ -56,11 +56,10 @@ def test_not_root(server: Server, unit: str) -> None:
     assert server.run(f"stat -c %U /proc/{main}").strip() == user
 
 
-def test_units_say_nothing_to_systemd_analyze(server: Server) -> None:
+def test_systemd_analyze_has_nothing_to_say(server: Server, unit: str) -> None:
     """It exits with 0 on an unknown key, so silence is what counts."""
-    units = " ".join(f"'{name}'" for name in UNITS.values())
     # What it says of the distribution's own units (a man page is missing) is not ours to mend.
-    command = f"systemd-analyze verify {units} millrace-backend.socket 2>&1"
+    command = f"systemd-analyze verify '{UNITS[unit]}' millrace-backend.socket 2>&1"
     said = server.run(command, check=False)
     ours = [line for line in said.splitlines() if "millrace" in line]
     assert ours == []
