@@ -271,14 +271,16 @@ def test_a_reboot_comes_back_as_the_same_server(up: testinfra.host.Host) -> None
 
 def wait_for_another_boot(host: testinfra.host.Host, booted: str) -> None:
     asked = "cat /proc/sys/kernel/random/boot_id && systemctl is-system-running --wait"
-    deadline = time.monotonic() + 40
+    deadline, told = time.monotonic() + 120, "nothing"
     while time.monotonic() < deadline:
         with contextlib.suppress(RuntimeError):  # ssh is refused while it boots
             now = host.run(asked)
+            told = now.stdout + now.stderr
             if now.rc == 0 and booted not in now.stdout:
                 return
         time.sleep(0.3)
-    raise AssertionError("the server did not come back from its reboot")
+    failed = host.run("systemctl --failed --no-legend").stdout
+    raise AssertionError(f"the server did not come back from its reboot; it says: {told}{failed}")
 
 
 def pid_of(which: str, name: str = A) -> int:
