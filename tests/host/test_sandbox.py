@@ -263,7 +263,8 @@ def test_a_second_run_changes_nothing(sandbox: Sandbox, up: testinfra.host.Host)
 def test_a_reboot_comes_back_as_the_same_server(up: testinfra.host.Host) -> None:
     up.check_output("echo still here > /root/mark")
     booted = up.check_output("cat /proc/sys/kernel/random/boot_id")
-    up.run("systemctl reboot")
+    with contextlib.suppress(RuntimeError):  # the line may break before the answer is through
+        up.run("systemctl reboot")
     wait_for_another_boot(up, booted)
     assert up.check_output("cat /root/mark; hostname").split("\n") == ["still here", A]
     assert "10.91.251.2/30" in up.check_output("ip -o -4 addr show eth0")
