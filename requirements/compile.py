@@ -34,7 +34,8 @@ GLIBC_MINOR = 35  # Ubuntu 22.04; Debian 12 has 36
 # In this order: what comes later agrees with what came before.
 LOCKS: dict[str, tuple[str, ...]] = {
     "pip": (),
-    "controller": (),
+    "streamcheck": (),
+    "controller": ("streamcheck",),
     "backend": (),
     "dev": ("controller", "backend"),
     "litellm": (),

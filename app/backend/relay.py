@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import time
 
 import aiohttp
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
-from backend.errors import DONE_EVENT, ApiError, server_error
+from backend.answer import SLACK_SECONDS, GuardedAnswer
+from backend.errors import ApiError
 from backend.events import EventSplitter, is_terminal
 from backend.exchange import Exchange
 from backend.outlet import Outlet
@@ -25,7 +22,6 @@ from backend.upstream import (
     gateway_error,
     read_some,
     translate,
-    unavailable,
 )
 
 log = logging.getLogger(__name__)
@@ -34,33 +30,19 @@ log = logging.getLogger(__name__)
 # middle of it is still a real 502; a longer one is passed on as it comes.
 _WHOLE_ANSWER_BYTES = 1024 * 1024
 _UPSTREAM_ERROR_BYTES = 256 * 1024
-# At the end of the drain time: how long a client may take to accept the last event.
-_LAST_WORDS_SECONDS = 2.0
-# A cancelled task ends at once; this only keeps a defect from hanging the request.
-_STOP_SECONDS = 5.0
-_SLACK_SECONDS = 0.01
 _NOTICE_SECONDS = 1.0
 
 
-class Relay(Response):
+class Relay(GuardedAnswer):
     """Answers by asking the upstream and passing its bytes on.
 
-    Two tasks share the work. The *pump* reads from the upstream and writes to the client, nothing
-    else: it is what every token costs. The request's own task *guards* it: it listens for the
-    client to leave, sends heartbeats, and keeps the time limits, at the cost of one timer per
-    heartbeat interval and not per token. Whatever happens the guard stops the pump, which closes
-    the upstream connection, which frees the engine.
+    The pump reads from the upstream and writes to the client; the guard also keeps the time
+    limits. Stopping the pump closes the upstream connection, which frees the engine.
 
-    How an answer ends:
-
-    - The upstream fails before anything was sent: a real status code.
-    - It fails later in an event stream: an error event, then `data: [DONE]`. So does a stream that
-      ends politely but without `[DONE]`. A half event is dropped, see EventSplitter. Only when
-      an event is so long that part of it is out already is it closed with a blank line first; its
-      reader then sees one broken event before the error event.
-    - It fails in mid-answer without events: the connection is cut, so that the length is wrong.
-    - The client leaves: the upstream connection is closed at once.
-    - The drain time is over: as if the upstream had failed, with a message that says so.
+    An upstream that fails in an event stream, or ends it politely but without `[DONE]`, makes it
+    end with an error event. A half event is dropped, see EventSplitter. Only when an event is so
+    long that part of it is out already does its reader see one broken event before the error
+    event.
     """
 
     def __init__(
@@ -74,90 +56,37 @@ class Relay(Response):
         body: bytes,
         stream: bool,
     ) -> None:
-        super().__init__()
-        self._settings = settings
+        # Whether it is an event stream is known when the upstream has begun to answer; until then
+        # it is taken to be what was asked for.
+        super().__init__(settings=settings, exchange=exchange, as_events=stream)
         self._upstream = upstream
         self._readiness = readiness
-        self._exchange = exchange
         self._path = path
         self._body = body
-        # Whether the answer is an event stream: as asked for, then as the upstream does it.
-        self._as_events = stream
         # Since when the pump has been waiting for the upstream's next bytes.
         self._waiting_since = time.monotonic()
         self._seen_first_byte = False
         self._response: aiohttp.ClientResponse | None = None
         self._splitter = EventSplitter()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request; raises nothing but the cancellation of a second shutdown."""
-        outlet = Outlet(send, self._exchange)
-        pump = asyncio.create_task(self._pump(outlet))
-        leaving = asyncio.create_task(_wait_until_client_left(receive))
-        last_words: float | None = None
-        failure: ApiError | None
-        try:
-            failure = await self._guard(outlet, pump, leaving)
-        except asyncio.CancelledError:
-            # uvicorn cancels what is still open at the end of the drain time. Not raised again:
-            # the client must be told, and the process waits for us (see application.py).
-            failure = unavailable(
-                "The server is restarting. Please send the request again.", ended="server_stopping"
-            )
-            last_words = _LAST_WORDS_SECONDS
-        finally:
-            interrupted = outlet.busy
-            await _stop(pump, leaving)
-        if failure is None:
-            return
-        if self._splitter.is_done and not interrupted:
-            # All of the answer is out: nothing is missing, however the upstream's connection
-            # ended, or did not.
-            await outlet.finish()
-        else:
-            self._exchange.ended = failure.ended
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(last_words):
-                    await self._end_badly(outlet, failure, scope, receive, send)
+    @property
+    def _is_complete(self) -> bool:
+        """Nothing is missing then, however the upstream's connection ended, or did not."""
+        return self._splitter.is_done
 
-    async def _guard(
-        self, outlet: Outlet, pump: asyncio.Task[None], leaving: asyncio.Task[None]
-    ) -> ApiError | None:
-        """Watch over the pump until it is done or must stop; return what went wrong."""
-        while True:
-            done, _ = await asyncio.wait(
-                {pump, leaving},
-                timeout=self._seconds_to_next_look(outlet),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if pump in done:
-                return _outcome(pump)
-            if leaving in done:
-                self._exchange.ended = "client_left"
-                return None
-            # While a write waits for a slow client the silence is the client's.
-            if outlet.busy:
-                continue
-            now = time.monotonic()
-            if now - self._waiting_since >= self._patience:
-                return self._timeout()
-            if self._lost_unnoticed(now):
-                return broken_off()
-            if self._may_beat(outlet) and now >= self._next_beat(outlet):
-                await outlet.beat()
+    async def _look(self, outlet: Outlet) -> ApiError | None:
+        now = time.monotonic()
+        if now - self._waiting_since >= self._patience:
+            return self._timeout()
+        if self._lost_unnoticed(now):
+            return broken_off()
+        return await super()._look(outlet)
 
     @property
     def _patience(self) -> float:
         if self._seen_first_byte:
             return self._settings.idle_timeout_seconds
         return self._settings.first_byte_timeout_seconds
-
-    def _may_beat(self, outlet: Outlet) -> bool:
-        """Only a stream has comments; before it has begun, a heartbeat begins it."""
-        return self._as_events and (outlet.between_events or not outlet.started)
-
-    def _next_beat(self, outlet: Outlet) -> float:
-        return outlet.last_write + self._settings.heartbeat_seconds
 
     def _seconds_to_next_look(self, outlet: Outlet) -> float:
         # The limit itself shortens when the first byte comes, so look again at least this often.
@@ -168,8 +97,7 @@ class Relay(Response):
         due = min(self._waiting_since + self._patience, now + often)
         if self._may_beat(outlet):
             due = min(due, self._next_beat(outlet))
-        # The slack makes one look enough: a timer may fire a moment early.
-        return max(due - now, 0) + _SLACK_SECONDS
+        return max(due - now, 0) + SLACK_SECONDS
 
     def _lost_unnoticed(self, now: float) -> bool:
         """Whether the pump waits on a connection that has gone.
@@ -278,38 +206,6 @@ class Relay(Response):
         data = await read_some(response)
         self._seen_first_byte = True
         return data
-
-    async def _end_badly(
-        self, outlet: Outlet, failure: ApiError, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        if not outlet.started:
-            await failure.response()(scope, receive, send)
-        elif self._as_events and not outlet.finished:
-            close = b"" if outlet.between_events else b"\n\n"
-            await outlet.finish(close + failure.event() + DONE_EVENT)
-        # Else we return without an end, and uvicorn cuts the connection.
-
-
-async def _wait_until_client_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _stop(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks, timeout=_STOP_SECONDS)
-    for task in tasks:
-        if task.done() and not task.cancelled():
-            task.exception()  # Taken, or asyncio complains that nobody did.
-
-
-def _outcome(pump: asyncio.Task[None]) -> ApiError | None:
-    error = pump.exception()
-    if error is None or isinstance(error, ApiError):
-        return error
-    log.error("the relay failed", exc_info=error)
-    return server_error("The server failed to answer this request.")
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> ApiError:

@@ -10,6 +10,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from backend.chat_request import parse_chat_request, read_body
+from backend.emission import parse_plan, query_openapi, request_facts
+from backend.emitter import Emitter
 from backend.exchange import exchange_of
 from backend.readiness import Readiness
 from backend.relay import Relay
@@ -39,6 +41,8 @@ def make_router(services: Services) -> APIRouter:
     """Return the routes, bound to `services`."""
     settings = services.settings
     router = APIRouter(redirect_slashes=False)
+    emitter = Emitter(settings)
+    emission_openapi = {"parameters": query_openapi()}
     model_ids = frozenset(model.id for model in settings.models)
     model_list = {
         "object": "list",
@@ -52,6 +56,14 @@ def make_router(services: Services) -> APIRouter:
             for model in settings.models
         ],
     }
+
+    async def body_of(request: Request) -> bytes | None:
+        """Return the whole body; None, and the log told, when the client leaves in the middle."""
+        try:
+            return await read_body(request.scope, request.receive, settings.max_body_bytes)
+        except ClientDisconnect:
+            exchange_of(request.scope).ended = "client_left"
+            return None
 
     @router.get("/healthz", include_in_schema=False)
     async def healthz() -> JSONResponse:
@@ -74,12 +86,10 @@ def make_router(services: Services) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a chat, whole or as a stream of events, as OpenAI does."""
-        exchange = exchange_of(request.scope)
-        try:
-            body = await read_body(request.scope, request.receive, settings.max_body_bytes)
-        except ClientDisconnect:
-            exchange.ended = "client_left"
+        body = await body_of(request)
+        if body is None:
             return NoResponse()
+        exchange = exchange_of(request.scope)
         chat = parse_chat_request(body, model_ids)
         exchange.model = chat.model
         exchange.stream = chat.stream
@@ -92,6 +102,21 @@ def make_router(services: Services) -> APIRouter:
             body=chat.body,
             stream=chat.stream,
         )
+
+    @router.get("/v1/streamcheck", response_class=Response, openapi_extra=emission_openapi)
+    @router.post(
+        "/v1/streamcheck",
+        response_class=Response,
+        openapi_extra={**emission_openapi, "requestBody": {"content": {"*/*": {}}}},
+    )
+    async def streamcheck(request: Request) -> Response:
+        """Emit a planned stream, for the stream check to time. A POST's body is only counted."""
+        plan = parse_plan(request.scope["query_string"])
+        body = await body_of(request)
+        if body is None:
+            return NoResponse()
+        facts = request_facts(request.scope, len(body))
+        return emitter.answer(exchange_of(request.scope), plan, facts)
 
     return router
 

@@ -138,7 +138,7 @@ async def test_unknown_paths_and_methods(port):
 
 async def test_the_openapi_document_is_there_for_those_with_a_key(port):
     document = (await ask(port, "GET", "/openapi.json")).json()
-    assert set(document["paths"]) == {CHAT, "/v1/models"}
+    assert set(document["paths"]) == {CHAT, "/v1/models", "/v1/streamcheck"}
 
 
 async def test_an_unknown_model(port, upstream):
