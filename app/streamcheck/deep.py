@@ -1,0 +1,241 @@
+"""The rest of the promise: silence, leaving, long prompts, awkward tokens, slow readers.
+
+Each check gives one entry per hop, and a finding where the hop breaks the promise.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from streamcheck import features
+from streamcheck.emission import HELD_SECONDS, Plan
+from streamcheck.engine import Running
+from streamcheck.judge import findings_of
+from streamcheck.model import CheckError, Finding, Hop, Observation, Way
+from streamcheck.probe import Ask, chat
+from streamcheck.walk import GENERATION_SECONDS, Walk
+
+CHECKS = ("silence", "leave", "prompt", "awkward", "slow_reader")
+
+SILENCE_SECONDS = 130
+"""Longer than any common limit: 60 s in nginx and most balancers, 100 to 120 s at Cloudflare."""
+FREED_SECONDS = 2.0
+PROMPT_BYTES = 300_000
+NO_EMITTER = "needs the backend's emitter, which does not answer here"
+
+# Every one of these has broken somebody's stream: separators that a text API takes for line ends,
+# white space at the end that a parser strips, a character of four bytes that is made of several
+# tokens, and the same token over and over, which LiteLLM's parsing route takes for a loop.
+AWKWARD_TEXT = (
+    'a\u2028b\u2029c \n\n\r\n\ttab "quote" back\\slash e\u0301 '
+    "\U0001f680\U0001f469\u200d\U0001f680" + " same" * 100 + "\n"
+)
+
+Entry = dict[str, Any]
+
+
+class Deep:
+    """Runs the checks over the hops of a finished walk."""
+
+    def __init__(self, walk: Walk, hops: list[Hop], running: Running | None, why: str) -> None:
+        """`running` counts the engine's requests; without it `why` says what is missing."""
+        self.walk = walk
+        self.hops = hops
+        self.running = running
+        self.why = why
+        self.entries: list[Entry] = []
+
+    def run(self, names: Iterable[str]) -> list[Entry]:
+        """Run the named checks, the long silence beside the others."""
+        wanted = list(names)
+        quiet: list[Callable[[], None]] = []
+        if "silence" in wanted:
+            quiet = [begun for hop in self.hops if (begun := self._begin_silence(hop))]
+        for hop in self.hops:
+            for name in wanted:
+                if name == "silence":
+                    continue
+                self.walk.say(f"{hop.target.name}: {name}")
+                try:
+                    getattr(self, f"_{name}")(hop)
+                except CheckError as error:
+                    self._tell(hop, name, "unsure", str(error))
+        for wait in quiet:
+            wait()
+        order = {name: rank for rank, name in enumerate(CHECKS)}
+        return sorted(self.entries, key=lambda entry: order[entry["name"]])
+
+    def _tell(
+        self, hop: Hop, name: str, result: str, summary: str, kind: str | None = None,
+        way: Way | None = None,
+    ) -> None:  # fmt: skip
+        entry = {"name": name, "hop": hop.target.name, "result": result, "summary": summary}
+        self.entries.append({**entry, "kind": kind})
+        if kind:
+            ways = (str(way),) if way else ()
+            hop.findings.append(Finding(kind, 0.95, summary, {"check": name}, ways, "deep"))
+
+    # Silence --------------------------------------------------------------------------------
+
+    def _begin_silence(self, hop: Hop) -> Callable[[], None] | None:
+        if not self.walk.has_emitter(hop.target):
+            self._tell(hop, "silence", "skipped", NO_EMITTER)
+            return None
+        plan = self.walk.silent_plan(SILENCE_SECONDS, heartbeats=True)
+        way = Way("emitter", "GET")
+        got: list[Observation] = []
+        thread = threading.Thread(
+            target=lambda: got.append(self.walk.emission(hop.target, way, plan)), daemon=True
+        )
+        thread.start()
+
+        def wait() -> None:
+            if thread.is_alive():
+                self.walk.say(f"{hop.target.name}: waiting for {SILENCE_SECONDS} s of silence")
+            thread.join(plan.seconds + 30)
+            if not got:
+                self._tell(hop, "silence", "unsure", "it could not be asked to the end")
+            elif got[0].ended == "terminal":
+                longest = features.longest_silence(got[0]) or 0
+                told = f"{SILENCE_SECONDS} s without a token, a byte at least every {longest:.0f} s"
+                self._tell(hop, "silence", "passed", told)
+            else:
+                found = findings_of(got[0], None, plan)
+                summary = found[0].summary if found else f"it ended with: {got[0].ended}"
+                self._tell(hop, "silence", "failed", summary, "cut_on_silence", way)
+
+        return wait
+
+    # Leaving --------------------------------------------------------------------------------
+
+    def _leave(self, hop: Hop) -> None:
+        """Begin a long answer, leave, and see whether the engine stops working on it."""
+        running = self.running
+        if running is None:
+            self._tell(hop, "leave", "skipped", self.why)
+            return
+        if not self._until(running, 0, 10):
+            told = "the engine works for others, so that its count tells nothing"
+            self._tell(hop, "leave", "unsure", told)
+            return
+        ended = "an answer of 4,000 tokens ended before anyone could leave it"
+        for way in [Way("generation"), Way("generation", "POST", "h2")]:
+            if way.protocol == "h2" and not hop.target.url.startswith("https"):
+                continue
+            seen = self._begin_and_leave(hop, way)
+            if seen.ended != "left":
+                self._tell(hop, "leave", "unsure", seen.error or ended)
+                return
+            left = time.monotonic()
+            if not self._until(running, 0, FREED_SECONDS):
+                told = f"the engine still works {FREED_SECONDS:g} s after its client has left"
+                self._tell(hop, "leave", "failed", told, "disconnect_ignored", way)
+                self._until(running, 0, 60)
+                return
+            took = time.monotonic() - left
+        self._tell(hop, "leave", "passed", f"the engine is free {took:.1f} s after a client left")
+
+    def _begin_and_leave(self, hop: Hop, way: Way) -> Observation:
+        running = self.running
+        assert running is not None
+
+        def enough(seen: Observation) -> bool:
+            return seen.events >= 5 and (running() or 0) > 0
+
+        body = chat(self.walk.model, "Go on and on.", max_tokens=4000, ignore_eos=True)
+        ask = Ask("/chat/completions", body, GENERATION_SECONDS, leave=enough)
+        return self.walk.ask(hop.target, way, ask)
+
+    @staticmethod
+    def _until(running: Running, count: float, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if running() == count:
+                return True
+            time.sleep(0.02)
+        return False
+
+    # What is sent and what arrives ----------------------------------------------------------
+
+    def _prompt(self, hop: Hop) -> None:
+        """Send a prompt of 300 KB; an engine with a shorter context is told to use its end."""
+        words = "water wheel river mill stone "
+        text = (words * (PROMPT_BYTES // len(words) + 1))[:PROMPT_BYTES]
+        for more in ({"truncate_prompt_tokens": 512}, {}):
+            body = chat(self.walk.model, text, max_tokens=8, **more)
+            ask = Ask("/chat/completions", body, GENERATION_SECONDS)
+            seen = self.walk.ask(hop.target, Way("generation"), ask)
+            if seen.status == 200:
+                break
+        said = (seen.error or "").lower()
+        if seen.status == 200 and seen.events:
+            told = f"a prompt of {PROMPT_BYTES // 1000} KB was answered"
+            self._tell(hop, "prompt", "passed", told)
+        elif seen.status in (400, 422) and ("context" in said or "token" in said):
+            told = "the whole prompt reached the engine, whose context is shorter"
+            self._tell(hop, "prompt", "passed", told)
+        else:
+            told = f"a prompt of {PROMPT_BYTES // 1000} KB: {seen.error or seen.ended}"
+            self._tell(hop, "prompt", "failed", told, "request_refused", seen.way)
+
+    def _awkward(self, hop: Hop) -> None:
+        if self.walk.has_emitter(hop.target):
+            plan = Plan(self.walk.run_name, 8, (5,), 0, awkward=True)
+            seen = self.walk.emission(hop.target, Way("emitter"), plan)
+            found = [f for f in findings_of(seen, None, plan) if f.kind != "first_byte_held"]
+            if found:
+                self._tell(hop, "awkward", "failed", found[0].summary, found[0].kind, seen.way)
+            else:
+                self._tell(hop, "awkward", "passed", "awkward tokens arrive byte for byte")
+            return
+        # The engine is made to say it: its grammar allows this one text and no other.
+        forced = {"structured_outputs": {"choice": [AWKWARD_TEXT]}}
+        body = chat(self.walk.model, "Say it.", max_tokens=1000, **forced)
+        ask = Ask("/chat/completions", body, GENERATION_SECONDS)
+        seen = self.walk.ask(hop.target, Way("generation"), ask)
+        if seen.status in (400, 404, 422):
+            self._tell(hop, "awkward", "skipped", f"the engine takes no grammar: {seen.error}")
+        elif seen.text == AWKWARD_TEXT and seen.ended == "terminal":
+            self._tell(hop, "awkward", "passed", "awkward tokens arrive byte for byte")
+        else:
+            kind = "bytes_changed" if seen.ended == "terminal" else "truncated"
+            told = f"awkward tokens: {seen.error or 'the text is not what the engine said'}"
+            self._tell(hop, "awkward", "failed", told, kind, seen.way)
+
+    # Neighbours -----------------------------------------------------------------------------
+
+    def _slow_reader(self, hop: Hop) -> None:
+        """Let one client read slowly and see whether another's events come late."""
+        if not self.walk.has_emitter(hop.target):
+            self._tell(hop, "slow_reader", "skipped", NO_EMITTER)
+            return
+        way = Way("emitter")
+        much = Plan(self.walk.run_name, 2000, (1,), 0, size=4000)
+        until = time.monotonic() + 8
+        slow = Ask(
+            much.path, b"{}", 12, leave=lambda _: time.monotonic() > until,
+            reading_pause_seconds=0.2, receive_buffer=4096,
+        )  # fmt: skip
+        reader = threading.Thread(
+            target=lambda: self.walk.ask(hop.target, way, slow), daemon=True, name="slow reader"
+        )
+        reader.start()
+        time.sleep(1)
+        for _ in range(3):
+            seen = self.walk.emission(hop.target, way, self.walk.plan)
+            late = statistics.median(features.delays(seen) or [9.0])
+            if late < HELD_SECONDS and seen.ended == "terminal":
+                break
+        reader.join(15)
+        told = f"half of the other's events come at most {1000 * late:.1f} ms later"
+        if late < HELD_SECONDS:
+            self._tell(hop, "slow_reader", "passed", f"beside a slow reader {told}")
+        elif any(f.kind != "slow_reader_blocks" for f in hop.findings):
+            self._tell(hop, "slow_reader", "unsure", "the hop is broken by itself already")
+        else:
+            told = f"while one client reads slowly another's events come {1000 * late:.0f} ms late"
+            self._tell(hop, "slow_reader", "failed", told, "slow_reader_blocks", way)

@@ -1,0 +1,159 @@
+"""Real answers of a model: what their arrivals tell, alone and beside the hop behind."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+from streamcheck import features
+from streamcheck.emission import ADDED_SECONDS, batches, content_type_changed, downgraded
+from streamcheck.model import Finding, Observation
+
+FEWEST_EVENTS = 8
+"""Below this an answer is too short to tell a batch from a burst."""
+SEEN_SECONDS = 0.025
+"""Portions closer together than this look like a stream to anybody."""
+TOGETHER = 2.0
+"""Events per burst from which on they do not come one by one."""
+
+NEAR_SECONDS = 0.005
+"""A connection that is made quicker than this stays on the machine or in its room."""
+
+
+def judge(seen: Observation, behind: Observation | None) -> list[Finding]:
+    """Say how the answer was broken. `behind`: the same from the hop behind, if it could be asked.
+
+    Without it a finding that an engine could cause by itself is less sure.
+    """
+    found = [*_ending(seen, behind)]
+    kind = seen.headers.get("content-type", "")
+    if seen.events and not kind.lower().startswith("text/event-stream"):
+        found.append(content_type_changed(kind))
+    if seen.http_version == "1.0":
+        found.append(downgraded("the answer comes as HTTP/1.0"))
+    if seen.events >= FEWEST_EVENTS:
+        found += _portions(seen, behind)
+    return found
+
+
+def _ending(seen: Observation, behind: Observation | None) -> list[Finding]:
+    if seen.ended == "error_event":
+        return [Finding("error_in_stream", 0.9, seen.error or "an error came in the stream")]
+    last = seen.arrivals[-1].at if seen.arrivals else 0.0
+    quiet = (seen.end_seconds or last) - last
+    if seen.ended == "cut" or (seen.ended == "end" and not seen.finish_seen):
+        if quiet >= 5:
+            return [
+                Finding(
+                    "cut_on_silence", 0.8, f"the stream was cut after {quiet:.0f} s of silence",
+                    {"seconds": round(quiet, 1)},
+                )
+            ]  # fmt: skip
+        size = sum(arrival.size for arrival in seen.arrivals)
+        return [
+            Finding(
+                "truncated", 0.97,
+                f"the answer broke off after {seen.events} events, {size} bytes",
+                {"events": seen.events, "bytes": size},
+            )
+        ]  # fmt: skip
+    if seen.ended == "end" and behind is not None and behind.ended == "terminal":
+        return [Finding("truncated", 0.9, "the terminal event [DONE] is missing")]
+    return []
+
+
+def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
+    count = features.events_per_burst(seen)
+    found = [burst for burst in features.content_bursts(seen) if burst.events]
+    if count < TOGETHER:
+        return []
+    if behind is not None and count < TOGETHER * features.events_per_burst(behind):
+        return []
+    held = seen.first_token_seconds or 0.0
+    if len(found) <= 2:
+        # Alone it may be a very quick engine: walk.py asks again for a longer answer.
+        if behind is not None and _duration(behind) < 2 * SEEN_SECONDS:
+            return []
+        sure = 0.97 if behind is not None else 0.6
+        return [batches(seen, sure, held)]
+    interval = statistics.median(b.at - a.at for a, b in itertools.pairwise(found))
+    if interval < SEEN_SECONDS:
+        return []
+    return [batches(seen, 0.95 if behind is not None else _alone(found, interval), held)]
+
+
+def _duration(seen: Observation) -> float:
+    times = [arrival.at for arrival in seen.arrivals if arrival.events]
+    return times[-1] - times[0] if times else 0.0
+
+
+def _alone(found: Sequence[features.Burst], interval: float) -> float:
+    """How sure it is that batches come from a buffer and not from an engine that guesses ahead.
+
+    Speculative decoding may give a few tokens a step, all at once. A step is shorter than a tenth
+    of a second, its tokens are few, and a buffer's portions are cut where no writer cuts.
+    """
+    counts = [burst.events for burst in found[1:-1]] or [burst.events for burst in found]
+    if sum(burst.partial for burst in found) >= 0.5 * len(found):
+        return 0.95
+    if interval >= 0.1 or statistics.fmean(counts) > 8:
+        return 0.9
+    steady = max(counts) - min(counts) <= 1 and max(counts) != min(counts)
+    return 0.75 if steady else 0.4
+
+
+def kept_somewhere(first: Observation, again: Observation) -> Finding | None:
+    """Say whether the second of two same questions got the first one's answer out of a cache."""
+    if not first.answer_id or first.answer_id != again.answer_id or first.text != again.text:
+        return None
+    stamp = first.start.get("started_monotonic")
+    if stamp is not None and stamp == again.start.get("started_monotonic"):
+        sure = 0.99  # The emitter's own stamp: it never wrote this a second time.
+    elif again.headers.get("age") or "hit" in _cache_words(again):
+        sure = 0.97
+    elif (again.end_seconds or 0) < 0.5 * (first.end_seconds or 0):
+        sure = 0.85
+    else:
+        return None
+    age = again.headers.get("age")
+    return Finding(
+        "cached", sure,
+        "a second request got the first one's answer again, word for word"
+        + (f", {age} s old" if age else ""),
+        {"age": age, "cf_cache_status": again.headers.get("cf-cache-status")},
+    )  # fmt: skip
+
+
+def _cache_words(seen: Observation) -> str:
+    return " ".join(seen.headers.get(k, "") for k in ("cf-cache-status", "x-cache")).lower()
+
+
+def slower(seen: Observation, behind: Observation) -> Finding | None:
+    """Say whether tokens come at less than 0.6 of the pace at which the hop behind gives them."""
+    ours, theirs = features.pace(seen), features.pace(behind)
+    if not ours or not theirs or seen.events < FEWEST_EVENTS or theirs > 0.6 * ours:
+        return None
+    if ours < 0.002:
+        return None
+    return Finding(
+        "slow_hop", 0.8,
+        f"{1 / ours:.0f} events a second, where the hop behind gives {1 / theirs:.0f}",
+        {"events_per_second": round(1 / ours, 1), "behind": round(1 / theirs, 1)},
+    )  # fmt: skip
+
+
+def later(seen: Observation, behind: Observation) -> Finding | None:
+    """Say whether the first token comes later than at the hop behind by more than a hop costs.
+
+    Only between hops of one machine: elsewhere distance does the same.
+    """
+    ours, theirs = seen.first_token_seconds, behind.first_token_seconds
+    near = max(seen.connect_seconds or 0, behind.connect_seconds or 1) < NEAR_SECONDS
+    if not near or ours is None or theirs is None or ours - theirs < ADDED_SECONDS:
+        return None
+    return Finding(
+        "delayed", 0.75,
+        f"the first token comes {1000 * (ours - theirs):.0f} ms later than at the hop behind",
+        {"milliseconds": round(1000 * (ours - theirs))},
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""How late this machine wakes us: what must not be blamed on a hop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Any
+
+STEP_SECONDS = 0.004
+KEPT = 60_000
+
+
+class Metronome:
+    """Sleeps a few milliseconds over and over in a thread, and notes how late it woke.
+
+    What delays it delays our reads as well: a core that is taken, a stalled virtual machine.
+    """
+
+    def __init__(self) -> None:
+        """Start."""
+        self._late: deque[tuple[float, float]] = deque(maxlen=KEPT)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="metronome")
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            began = time.monotonic()
+            time.sleep(STEP_SECONDS)
+            now = time.monotonic()
+            self._late.append((now, now - began - STEP_SECONDS))
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        self._thread.join(1)
+
+    def worst(self, since: float, until: float) -> float:
+        """Return the longest delay between two moments of `time.monotonic()`, seconds."""
+        return max((late for at, late in list(self._late) if since <= at <= until), default=0.0)
+
+    def summary(self, where: str) -> dict[str, Any]:
+        """Return the report's entry: median, 99th percentile and maximum, milliseconds."""
+        late = sorted(late for _, late in list(self._late)) or [0.0]
+
+        def at(share: float) -> float:
+            return round(1000 * max(late[min(int(share * len(late)), len(late) - 1)], 0.0), 2)
+
+        return {"where": where, "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)}

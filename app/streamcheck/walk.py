@@ -1,0 +1,377 @@
+"""Walks the chain from the engine outwards, asks each hop in every way, repeats what is unclear."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from streamcheck import features, generation
+from streamcheck.chain import Chain
+from streamcheck.emission import Plan, new_run
+from streamcheck.judge import TIMING_KINDS, findings_of, judge, plainest
+from streamcheck.kinds import PORTIONS
+from streamcheck.model import (
+    COMPRESSED,
+    HTTP1,
+    HTTP2,
+    IDENTITY,
+    CheckError,
+    Finding,
+    Hop,
+    Observation,
+    Target,
+    Way,
+)
+from streamcheck.noise import Metronome
+from streamcheck.probe import Ask, chat, observe
+from streamcheck.wire import NotOfferedError
+
+TOKENS = 64
+LONGER_TOKENS = 320
+GENERATION_SECONDS = 60.0
+EMISSION_SLACK_SECONDS = 15.0
+NOISY_SECONDS = 0.05
+"""When this machine itself slept so long, a late event is no sign of anything."""
+TRIES = 3
+NOISY_TRIES = 6
+SURE = 0.7
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is asked. `silence_seconds`: without a byte, beside everything else; 0: not."""
+
+    silence_seconds: float = 32.0
+    tokens: int = TOKENS
+
+
+class Walk:
+    """One walk. `say` is told each step, in a few words."""
+
+    def __init__(self, chain: Chain, options: Options, say: Callable[[str], None]) -> None:
+        self.chain = chain
+        self.options = options
+        self.say = say
+        self.run_name = new_run()
+        self.plan = Plan(self.run_name)
+        self.model = chain.model
+        self.notes: list[str] = []
+        self.metronome = Metronome()
+        self._stream_options = True
+        self._limit_name = "max_tokens"
+        self._emitters: dict[str, bool] = {}
+        self._cached: dict[str, Finding] = {}
+        self._elsewhere: Hop | None = None
+        self._quiet: list[tuple[Hop, threading.Thread, list[Observation]]] = []
+
+    def run(self, behind: Hop | None = None, *, brief: bool = False) -> list[Hop]:
+        """Walk. `behind`: the hop behind the first one, as it was seen from elsewhere; `brief`:
+        one behind is broken, so that it is enough to show what arrives here.
+
+        Raises CheckError when nothing can be asked at all.
+        """
+        hops = [Hop(target) for target in self.chain.hops]
+        self._elsewhere = behind
+        try:
+            self.model = self.model or self._first_model(hops[0].target)
+            if self.options.silence_seconds:
+                self._begin_silences(hops)
+            broken = brief
+            for hop in hops:
+                self._look(hop, behind, brief=broken)
+                if hop.error:
+                    break
+                if hop.findings and not broken:
+                    self._confirm(hop, behind)
+                broken = broken or bool(hop.findings)
+                behind = hop
+            self._end_silences(hops)
+        except BaseException:
+            self.metronome.stop()
+            raise
+        return [hop for hop in hops if hop.observations or hop.error]
+
+    # Asking ---------------------------------------------------------------------------------
+
+    def ask(self, target: Target, way: Way, ask: Ask) -> Observation:
+        """Observe, with the noise of this machine meanwhile."""
+        seen = observe(target, way, ask)
+        seen.noise_seconds = self.metronome.worst(seen.requested_at, time.monotonic())
+        return seen
+
+    def generation(self, target: Target, way: Way, tokens: int = 0) -> Observation:
+        """Ask the model; what a service does not know is left out from then on."""
+        for _ in range(3):
+            fields: dict[str, Any] = {self._limit_name: tokens or self.options.tokens}
+            if self._stream_options:
+                fields["stream_options"] = {"include_usage": True}
+            text = f"Tell how the water finds its way to the wheel. ({self.run_name})"
+            body = chat(self.model, text, **fields)
+            path = "/chat/completions"
+            seen = self.ask(target, way, Ask(path, body, GENERATION_SECONDS))
+            said = seen.error or ""
+            if seen.status in (400, 422) and "stream_options" in said and self._stream_options:
+                self._stream_options = False
+            elif seen.status in (400, 422) and "max_completion_tokens" in said:
+                self._limit_name = "max_completion_tokens"
+            else:
+                break
+        return seen
+
+    def emission(self, target: Target, way: Way, plan: Plan) -> Observation:
+        """Ask the backend's emitter."""
+        body = json.dumps({"run": plan.run}).encode() if way.method == "POST" else b""
+        limit = plan.seconds + EMISSION_SLACK_SECONDS
+        return self.ask(target, way, Ask(plan.path, body, limit))
+
+    def again(self, target: Target, way: Way) -> Observation:
+        """Ask once more in the same way."""
+        if way.source == "emitter":
+            return self.emission(target, way, self.plan)
+        return self.generation(target, way)
+
+    def has_emitter(self, target: Target) -> bool:
+        """Whether the backend's emitter answers through this hop."""
+        if target.name not in self._emitters:
+            self._emitters[target.name] = target.has_emitter and self._try_emitter(target)
+        return self._emitters[target.name]
+
+    def _try_emitter(self, target: Target) -> bool:
+        """Ask for one event, twice: the same one again came out of a cache."""
+        plan = Plan(self.run_name, events=1, lead_ms=0)
+        way = Way("emitter", "GET")
+        try:
+            first, again = (self.emission(target, way, plan) for _ in range(2))
+        except CheckError:
+            return False
+        if first.numbered and (kept := generation.kept_somewhere(first, again)):
+            kept = dataclasses.replace(kept, ways=(str(way),), source="emitter")
+            self._cached[target.name] = kept
+        return bool(first.numbered)
+
+    def _first_model(self, target: Target) -> str:
+        seen = self.ask(target, Way("generation", "GET"), Ask("/models", limit_seconds=20))
+        where = f"{target.title} ({target.url}/models)"
+        if seen.status in (401, 403):
+            raise CheckError(f"{where}: {_no_stream(seen)}")
+        if seen.status != 200:
+            said = seen.error if seen.status else _no_stream(seen)
+            raise CheckError(f"{where}: {said}; is this the address of an OpenAI-compatible API?")
+        try:
+            listed = json.loads(seen.body)["data"]
+            return str(listed[0]["id"])
+        except IndexError:
+            raise CheckError(f"{where}: the list of models is empty: load one") from None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise CheckError(
+                f"{where}: it answers with something else than a list of models; is this the "
+                "address of an OpenAI-compatible API? If it lists none, give one with --model"
+            ) from None
+
+    # One hop --------------------------------------------------------------------------------
+
+    def _ways(self, target: Target, brief: bool) -> Iterable[Way]:
+        protocols = [HTTP1, HTTP2] if target.url.startswith("https") and not brief else [HTTP1]
+        for protocol in protocols:
+            for encoding in [IDENTITY] if brief else [IDENTITY, COMPRESSED]:
+                yield Way("generation", "POST", protocol, encoding)
+
+    def _look(self, hop: Hop, behind: Hop | None, *, brief: bool) -> None:
+        target = hop.target
+        offered = {HTTP1, HTTP2}
+        for way in self._ways(target, brief):
+            if way.protocol not in offered:
+                continue
+            self.say(f"{target.name}: {way}")
+            try:
+                seen = self.generation(target, way)
+            except NotOfferedError:
+                offered.discard(way.protocol)
+                continue
+            except CheckError as error:
+                hop.error = str(error)
+                return
+            if not hop.observations and (why := _no_stream(seen)):
+                hop.error = f"{target.title} ({target.url}): {why}"
+                return
+            hop.observations.append(seen)
+        if self.has_emitter(target):
+            self._look_at_emissions(hop, brief=brief, protocols=offered)
+        hop.findings = judge(hop, behind, self.plan)
+        if (kept := self._cached.get(target.name)) and "cached" not in {
+            found.kind for found in hop.findings
+        }:
+            hop.findings.insert(0, kept)
+
+    def _look_at_emissions(self, hop: Hop, *, brief: bool, protocols: set[str]) -> None:
+        ways = [dataclasses.replace(w, source="emitter") for w in self._ways(hop.target, brief)]
+        if not brief:
+            ways += [dataclasses.replace(w, method="GET") for w in ways if w.compressed]
+        for way in ways:
+            if way.protocol not in protocols:
+                continue
+            self.say(f"{hop.target.name}: {way}, the emitter")
+            seen = self.emission(hop.target, way, self.plan)
+            hop.observations.append(seen)
+            if seen.ended == "timeout":
+                break
+
+    # What is doubtful -----------------------------------------------------------------------
+
+    def _confirm(self, hop: Hop, behind: Hop | None) -> None:
+        """Keep the findings that come again; drop with a note what came once only."""
+        kept: list[Finding] = []
+        for found in hop.findings:
+            if kept:
+                # One is proved and names the hop: the others stand as they were seen.
+                kept.append(found)
+                continue
+            sure = self._repeat(hop, behind, found)
+            if sure is not None:
+                kept.append(sure)
+        hop.findings = kept
+        if kept and kept[0].kind in PORTIONS and kept[0].source == "generation":
+            self._weigh(hop, behind, kept[0])
+
+    def _repeat(self, hop: Hop, behind: Hop | None, found: Finding) -> Finding | None:
+        """Ask again in a way that showed `found` until it is clear; None when it did not hold."""
+        if found.kind == "cached":
+            return found  # It took two answers to be seen.
+        way = next(s.way for s in hop.observations if str(s.way) in found.ways
+                   and s.way.source == found.source)  # fmt: skip
+        came, asked = 1, 1
+        for _ in range(NOISY_TRIES):
+            self.say(f"{hop.target.name}: again, for {found.kind}")
+            reference = plainest(behind)
+            if behind not in (None, self._elsewhere) and way.source == "generation":
+                assert behind is not None
+                reference = self.generation(behind.target, reference.way if reference else way)
+            seen = self.again(hop.target, way)
+            kinds = {f.kind for f in findings_of(seen, reference, self.plan)}
+            same = found.kind in kinds or (
+                found.kind in (*PORTIONS, "compression_held") and bool(kinds & set(PORTIONS))
+            )
+            if found.kind in TIMING_KINDS and seen.noise_seconds > NOISY_SECONDS:
+                continue
+            came, asked = came + same, asked + 1
+            if asked >= TRIES or (came == asked == 2):
+                break
+        if asked == 1:
+            hop.doubts.append(
+                f"{found.summary}; but this machine itself is too busy to tell (its timers are up "
+                f"to {1000 * NOISY_SECONDS:.0f} ms and more late)"
+            )
+            return None
+        if came * 2 <= asked:
+            self.notes.append(f"{hop.target.title}: once, and not again: {found.summary}")
+            return None
+        return dataclasses.replace(found, confidence=round(found.confidence * came / asked, 2))
+
+    def _weigh(self, hop: Hop, behind: Hop | None, found: Finding) -> None:
+        """Portions of real answers: ask for a longer one, which tells a hold from a batch, and a
+        quick engine from both.
+        """
+        way = next(s.way for s in hop.of("generation") if str(s.way) in found.ways)
+        self.say(f"{hop.target.name}: a longer answer, for {found.kind}")
+        emitted = [f for f in hop.findings if f.source == "emitter" and f.kind in PORTIONS]
+        short = self.generation(hop.target, way, 16)
+        long = self.generation(hop.target, way, LONGER_TOKENS)
+        rest = [f for f in hop.findings if f is not found]
+        streams_otherwise = bool(hop.of("emitter")) and not emitted
+        if len([b for b in features.content_bursts(long) if b.events]) > 2:
+            for better in generation.judge(long, plainest(behind)):
+                if better.kind in PORTIONS:
+                    found = dataclasses.replace(better, ways=found.ways, source=found.source)
+        elif _grows(short, long):
+            found = dataclasses.replace(
+                found, confidence=max(found.confidence, 0.95),
+                summary=f"{found.summary}; the first token of a longer answer comes later still",
+            )  # fmt: skip
+        elif behind is None:
+            hop.findings = rest
+            hop.doubts.append(
+                "short and long answers alike come all at once: either the engine is quicker than "
+                "can be seen, or something answers in its place"
+            )
+            return
+        if found.confidence >= SURE:
+            hop.findings = [found, *rest]
+            if streams_otherwise:
+                self.notes.append(
+                    "The backend's emitter streams through the same address: what holds the "
+                    "model's answers lies behind the backend."
+                )
+            return
+        hop.findings = rest
+        if streams_otherwise:
+            self.notes.append(f"{hop.target.title}: the model gives several tokens at a time.")
+        else:
+            hop.doubts.append(
+                f"{found.summary}: a buffer on the way, or an engine that gives several tokens at "
+                "a time; check the hop behind it as well (--hop) to know"
+            )
+
+    # Silence --------------------------------------------------------------------------------
+
+    def _begin_silences(self, hops: list[Hop]) -> None:
+        """Start an emission with a silence at each hop that has the emitter, beside the rest."""
+        seconds = self.options.silence_seconds
+        plan = self.silent_plan(seconds)
+        for hop in hops:
+            if not self.has_emitter(hop.target):
+                continue
+            got: list[Observation] = []
+
+            def wait(target: Target = hop.target, got: list[Observation] = got) -> None:
+                with_get = Way("emitter", "GET")
+                got.append(self.emission(target, with_get, plan))
+
+            thread = threading.Thread(target=wait, daemon=True, name=f"silence-{hop.target.name}")
+            thread.start()
+            self._quiet.append((hop, thread, got))
+
+    def silent_plan(self, seconds: float, *, heartbeats: bool = False) -> Plan:
+        """Return an emission of few events around a silence."""
+        run = f"{self.run_name}-quiet"
+        return Plan(run, 8, (10,), 0, silence_seconds=seconds, heartbeats=heartbeats)
+
+    def _end_silences(self, hops: list[Hop]) -> None:
+        plan = self.silent_plan(self.options.silence_seconds)
+        for hop, thread, got in self._quiet:
+            if any(other.error for other in hops):
+                return
+            if thread.is_alive():
+                self.say(f"{hop.target.name}: waiting for a silence to end")
+            thread.join(plan.seconds + EMISSION_SLACK_SECONDS)
+            for seen in got:
+                found = [f for f in findings_of(seen, None, plan) if f.kind == "cut_on_silence"]
+                if found and not any(f.kind == "cut_on_silence" for f in hop.findings):
+                    first = dataclasses.replace(found[0], ways=(str(seen.way),), source="emitter")
+                    # What else is wrong there, a truncation above all, may have cut it as well.
+                    hop.findings = [*hop.findings, first]
+
+
+def _no_stream(seen: Observation) -> str | None:
+    """Say why an answer is nothing that could be judged."""
+    if not seen.status:
+        if seen.ended == "timeout":
+            return "it accepts the request and never answers"
+        return f"it gives no answer: {seen.error}"
+    if seen.status != 200 or seen.ended == "too_long" or (seen.error and not seen.events):
+        if seen.status in (401, 403):
+            return f"the key is refused: {seen.error}; give the right one with --key-file"
+        return seen.error or f"it answers {seen.status}"
+    if not seen.events:
+        return "the answer held no token" if seen.ended != "timeout" else "no token came in time"
+    return None
+
+
+def _grows(short: Observation, long: Observation) -> bool:
+    """Whether the first token waits for the last one."""
+    first, later = short.first_token_seconds, long.first_token_seconds
+    return bool(first and later and later > 1.5 * first and later - first > 0.05)
