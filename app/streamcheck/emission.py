@@ -23,6 +23,9 @@ HELD_SECONDS = 0.012
 Nagle's algorithm with delayed acknowledgements (40 ms) does it with 20 ms."""
 ADDED_SECONDS = 0.030
 """Every event later by this on the way through one machine: something waits on purpose."""
+STEADY = 0.25
+POWERS = tuple(1 << n for n in range(11, 20))
+"""Sizes that buffers have: 2 KiB to 512 KiB."""
 
 
 @dataclass(frozen=True)
@@ -235,10 +238,13 @@ def batches(seen: Observation, confidence: float, waited: float) -> Finding:
     size, interval = statistics.median(sizes), statistics.median(intervals)
     count = seen.events / len(full)
     cut = sum(burst.partial for burst in inner) >= 0.5 * len(inner)
-    by_bytes = cut or features.spread(sizes) < features.spread(intervals)
-    if not cut and features.spread(intervals) < 0.1 and features.spread(sizes) < 0.1:
-        # At one steady pace both look alike: a buffer's size is a power of two.
-        by_bytes = abs(size / 4096 - round(size / 4096)) < 0.06 and size > 3500
+    # Nobody has a buffer of less than 2 KiB for an answer's body.
+    by_bytes = cut or (size >= POWERS[0] and features.spread(sizes) < features.spread(intervals))
+    if not cut and max(features.spread(intervals), features.spread(sizes)) < STEADY:
+        # At one steady pace both look alike: but a buffer's size is a power of two, and what goes
+        # over it is the event that filled it.
+        over = size - max(p for p in POWERS if p <= size) if size >= POWERS[0] else size
+        by_bytes = over <= 1.5 * size / max(count, 1)
     if by_bytes:
         return Finding(
             "batched_bytes", confidence,

@@ -69,10 +69,13 @@ def _order(found: Finding) -> tuple[int, int]:
 
 
 def _merge(raw: Iterable[tuple[Finding, Observation]]) -> list[Finding]:
-    """One finding per kind and source: the surest one, with every way it was seen in."""
+    """One finding per kind and source: the surest one, with every way it was seen in.
+
+    The kinds of portions count as one: short answers do not always tell them apart.
+    """
     merged: dict[tuple[str, str], Finding] = {}
     for found, seen in raw:
-        key = (found.kind, seen.way.source)
+        key = ("portions" if found.kind in PORTIONS else found.kind, seen.way.source)
         had = merged.get(key)
         best = found if had is None or found.confidence > had.confidence else had
         ways = dict.fromkeys([*(had.ways if had else ()), str(seen.way)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -45,7 +46,7 @@ def test_help_names_every_verb(clone: Path, asked: tuple[str, ...]) -> None:
     done = run(clone, *asked)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert verbs() == ["help", "demo", "test", "site", "ask"]
+    assert verbs() == ["help", "demo", "test", "site", "check", "ask"]
     for verb in verbs():
         assert f"./millrace {verb}" in done.stdout
 
@@ -64,6 +65,25 @@ def test_site_without_an_inventory_says_what_to_copy(clone: Path) -> None:
     assert "cp" in done.stderr or "copy" in done.stderr
     assert "inventory/hosts.example.yml" in done.stderr
     assert not (clone / ".venv").exists()
+
+
+def test_a_stale_environment_is_not_replaced_with_its_own_python(clone: Path) -> None:
+    """With .venv activated, `python3` is the one that lies in what is about to be removed."""
+    venv = clone / ".venv/bin"
+    venv.mkdir(parents=True)
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (venv / name).write_text("#!/bin/sh\nexit 0\n")
+        (venv / name).chmod(0o755)
+    for lock in ("controller", "dev", "pip"):
+        (clone / f"requirements/{lock}.txt").write_text(f"{lock}==1\n")
+    done = subprocess.run(
+        [clone / "millrace", "check", "--help"], cwd="/", capture_output=True, text=True,
+        env=clean_environment(PATH=f"{venv}:{os.environ['PATH']}"), timeout=120, check=False,
+    )  # fmt: skip
+    assert "Making .venv" in done.stderr
+    assert "not found" not in done.stderr
+    assert "pip could not install requirements/pip.txt" in done.stderr, "it has no hash"
+    assert done.stdout == "", "what a check prints may go on into another program"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 import yaml
 from serving_plan import serving_plan
+from streamcheck.chain import from_file
 from unit_kit import ROOT, UNIT, clean_environment
 
 ENGINE_KEY = "engine-secret-" + "e" * 30
 GATEWAY_KEY = "sk-gateway-secret-" + "g" * 30
 OWNER_KEY = "owner-secret-" + "o" * 30
-SECRETS = (ENGINE_KEY, GATEWAY_KEY, OWNER_KEY)
+CHECK_KEY = "check-secret-" + "c" * 30
+SECRETS = (ENGINE_KEY, GATEWAY_KEY, OWNER_KEY, CHECK_KEY)
 
 V4, V6 = "203.0.113.10", "2001:db8::10"
 MACHINES: dict[str, dict[str, Any]] = {
@@ -29,6 +31,8 @@ MACHINES: dict[str, dict[str, Any]] = {
     "trixie": {"distribution": "Debian", "distribution_major_version": "13", "systemd": 257},
     "noble": {"distribution": "Ubuntu", "distribution_major_version": "24", "systemd": 255},
 }
+# Each has releases of its own.
+PARTS = ("vllm", "litellm", "backend", "streamcheck")
 # The first has no IPv6; the last has two engines, which only LiteLLM's configuration knows of.
 ENGINES = {"bookworm": 1, "trixie": 1, "noble": 2}
 ALL = pytest.mark.parametrize("machine", list(MACHINES))
@@ -73,11 +77,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
     """Render all templates for all machines: a folder for each machine."""
     home = tmp_path_factory.mktemp("rendered")
     stubs = home / "stubs"
-    for name in ("vllm", "litellm", "backend"):
+    for name in PARTS:
         for program in ("python", "litellm"):
             stub = stubs / name / "current/venv/bin" / program
             stub.parent.mkdir(parents=True, exist_ok=True)
-            stub.write_text("#!/bin/sh\n")
+            stub.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$MILLRACE_PROG" "$@"\n')
             stub.chmod(0o755)
     hosts = {}
     for name, facts in MACHINES.items():
@@ -120,9 +124,10 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                 "millrace_secrets_dir": str(home / "secrets"),
                 "vault_millrace_engine_key": ENGINE_KEY,
                 "vault_millrace_gateway_key": GATEWAY_KEY,
+                "vault_millrace_streamcheck_key": CHECK_KEY,
                 "millrace_client_keys": {"owner": OWNER_KEY, "phone": OWNER_KEY + "2"},
                 "tls_domains": ["chat.example.org"],
-                **{f"{name}_root": str(stubs / name) for name in ("vllm", "litellm", "backend")},
+                **{f"{name}_root": str(stubs / name) for name in PARTS},
             }
         )
     )
@@ -147,7 +152,11 @@ KEYS_JSON = "roles/backend/etc/millrace/backend/keys.json"
 LITELLM_YAML = "roles/litellm/etc/millrace/litellm/config.yaml"
 ENGINE_YAML = "roles/vllm/etc/millrace/vllm/engine.yaml"
 UNITS = [target(t) for t in TEMPLATES if t.parent.name == "systemd" and t.name != "sandbox.j2"]
+CHECK = "systemd/millrace-streamcheck.service"
+CHAIN_JSON = "roles/streamcheck/etc/millrace/streamcheck/chain.json"
+COMMAND = "roles/streamcheck/usr/local/bin/millrace-check"
 SERVICES = [name for name in UNITS if name.endswith(".service")]
+SERVING = [name for name in SERVICES if name != CHECK]
 
 
 @ALL
@@ -183,7 +192,11 @@ def test_clients_keys_are_there_as_hashes_only(rendered: Path, machine: str) -> 
     keys = json.loads(read(rendered, machine, KEYS_JSON))["keys"]
     assert keys == [
         {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
-        for name, key in (("owner", OWNER_KEY), ("phone", OWNER_KEY + "2"))
+        for name, key in (
+            ("owner", OWNER_KEY),
+            ("phone", OWNER_KEY + "2"),
+            ("streamcheck", CHECK_KEY),
+        )
     ]
 
 
@@ -384,7 +397,7 @@ def settings(text: str, section: str) -> dict[str, list[str]]:
 
 
 @ALL
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", SERVING)
 def test_growing_pauses_only_where_systemd_knows_them(
     rendered: Path, machine: str, unit: str
 ) -> None:
@@ -396,7 +409,7 @@ def test_growing_pauses_only_where_systemd_knows_them(
 
 
 @ALL
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", SERVING)
 def test_services_come_back_for_ever_and_stop_in_their_own_time(
     rendered: Path, machine: str, unit: str
 ) -> None:
@@ -477,6 +490,86 @@ def test_systemd_itself_has_nothing_to_say(
     ]
     assert told == []
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# The stream check ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def check_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hand over the keys as systemd does."""
+    for name, key in (("vllm", ENGINE_KEY), ("litellm", GATEWAY_KEY), ("backend", CHECK_KEY)):
+        (tmp_path / name).write_text(f"{key}\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+
+
+@ALL
+@pytest.mark.usefixtures("check_keys")
+def test_the_check_finds_every_hop(rendered: Path, machine: str, tmp_path: Path) -> None:
+    told = json.loads(read(rendered, machine, CHAIN_JSON))
+    engines = plan_for(machine)["engines"]
+    names = ["vllm", *(f"vllm-{engine['name']}" for engine in engines[1:])]
+    assert [hop["name"] for hop in told["hops"]] == [*names, "litellm", "backend", "nginx"]
+    gateway = told["hops"][len(engines)]
+    assert gateway["upstream_of"] == "/etc/millrace/backend/settings.json"
+    gateway["upstream_of"] = str(rendered / machine / SETTINGS_JSON)
+    (tmp_path / "chain.json").write_text(json.dumps(told))
+    chain = from_file(tmp_path / "chain.json")
+    assert chain.model == engines[0]["model"]["served_name"]
+    assert chain.heartbeat_seconds == plan_for(machine)["budget"]["heartbeat_seconds"]
+    assert chain.metrics is not None
+    assert chain.metrics.url == f"http://127.0.0.1:{engines[0]['port']}/metrics"
+    assert [(hop.url, hop.connect, hop.key) for hop in chain.hops] == [
+        *((f"http://127.0.0.1:{engine['port']}/v1", "", ENGINE_KEY) for engine in engines),
+        ("http://127.0.0.1:4100/vllm/v1", "", GATEWAY_KEY),
+        ("http://localhost/v1", "unix:/run/millrace-backend.sock", CHECK_KEY),
+        ("https://chat.example.org/v1", "127.0.0.1", CHECK_KEY),
+    ]
+    assert chain.hops[-1].ca == "/etc/millrace/tls/server.crt"
+
+
+@ALL
+def test_the_checks_command_passes_its_arguments_on(
+    rendered: Path, machine: str, tmp_path: Path
+) -> None:
+    command = tmp_path / "millrace-check"
+    command.write_text(read(rendered, machine, COMMAND))
+    command.chmod(0o755)
+    done = subprocess.run(
+        [command, "--html", "a name.html"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    current = rendered / "stubs/streamcheck/current"
+    assert done.stdout.splitlines() == [
+        f"{current}/app", "millrace-check", "-m", "streamcheck", "--chain",
+        "/etc/millrace/streamcheck/chain.json", "--html", "a name.html",
+    ]  # fmt: skip
+
+
+@ALL
+def test_the_check_runs_once_and_lets_a_failure_show(rendered: Path, machine: str) -> None:
+    text = read(rendered, machine, CHECK)
+    service = settings(text, "Service")
+    assert service["Type"] == ["oneshot"]
+    assert "SuccessExitStatus" not in service
+    assert "Restart" not in service
+    (start,) = service["ExecStart"]
+    assert start.endswith("--keep /var/lib/millrace-streamcheck --quiet")
+    assert service["StateDirectory"] == ["millrace-streamcheck"]
+    handed = [line.split(":")[0] for line in service["LoadCredential"]]
+    hops = json.loads(read(rendered, machine, CHAIN_JSON))["hops"]
+    assert set(handed) == {hop["key"] for hop in hops}
+    (order,) = settings(text, "Unit")["After"]
+    for engine in plan_for(machine)["engines"]:
+        assert f"millrace-vllm@{engine['name']}.service" in order.split()
+
+
+@ALL
+def test_the_checks_clock_is_one_that_systemd_reads(rendered: Path, machine: str) -> None:
+    text = read(rendered, machine, "systemd/millrace-streamcheck.timer")
+    timer = settings(text, "Timer")
+    assert timer["OnCalendar"] == ["hourly"]
+    assert timer["Persistent"] == ["true"]
+    assert settings(text, "Install")["WantedBy"] == ["timers.target"]
 
 
 # The rest ------------------------------------------------------------------------------------
