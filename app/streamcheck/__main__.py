@@ -153,6 +153,8 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Walk and return the report. Raises CheckError."""
     started, began = datetime.datetime.now(datetime.UTC), time.monotonic()
     chain = _chain(args)
+    walk = Walk(chain, Options(args.silence, args.tokens), progress.say)
+    walk.begin()
     inner = _inner(args, chain, progress)
     entries: list[dict[str, Any]] = list(inner["hops"]) if inner else []
     checks: list[dict[str, Any]] = list(inner["checks"]) if inner else []
@@ -161,7 +163,6 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if inner and (inner["verdict"] == "unreachable" or not entries):
         return {**inner, "took_seconds": round(time.monotonic() - began, 1)}
     behind = report.remembered(entries[-1]) if entries else None
-    walk = Walk(chain, Options(args.silence, args.tokens), progress.say)
     broken = any(entry["verdict"] == "broken" for entry in entries)
     hops = walk.run(behind, brief=broken)
     if args.deep and not any(hop.error for hop in hops):
@@ -197,7 +198,7 @@ def _show(args: argparse.Namespace, told: dict[str, Any]) -> None:
         keep.keep(args.keep, told)
     if args.json:
         sys.stdout.write(json.dumps(told, ensure_ascii=True) + "\n")
-    elif told["verdict"] == "unreachable" and not told["hops"]:
+    elif told["verdict"] == "unreachable":
         sys.stderr.write(f"check: {told['error']}\n")
     elif args.quiet:
         sys.stdout.write(told["summary"] + "\n")

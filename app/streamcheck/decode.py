@@ -33,7 +33,7 @@ def _unbrotli() -> Callable[[bytes], bytes]:
 
     def step(data: bytes) -> bytes:
         out: bytes = engine.process(data, output_buffer_limit=LARGEST_STEP_BYTES)
-        if not engine.can_accept_more_data():
+        if len(out) >= LARGEST_STEP_BYTES or not engine.can_accept_more_data():
             raise CodingError("the body grows beyond all measure when it is decompressed")
         return out
 

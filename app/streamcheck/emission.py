@@ -23,7 +23,6 @@ HELD_SECONDS = 0.012
 Nagle's algorithm with delayed acknowledgements (40 ms) does it with 20 ms."""
 ADDED_SECONDS = 0.030
 """Every event later by this on the way through one machine: something waits on purpose."""
-STEADY = 0.25
 POWERS = tuple(1 << n for n in range(11, 20))
 """Sizes that buffers have: 2 KiB to 512 KiB."""
 
@@ -238,12 +237,19 @@ def batches(seen: Observation, confidence: float, waited: float) -> Finding:
     size, interval = statistics.median(sizes), statistics.median(intervals)
     count = seen.events / len(full)
     cut = sum(burst.partial for burst in inner) >= 0.5 * len(inner)
-    # Nobody has a buffer of less than 2 KiB for an answer's body.
-    by_bytes = cut or (size >= POWERS[0] and features.spread(sizes) < features.spread(intervals))
-    if not cut and max(features.spread(intervals), features.spread(sizes)) < STEADY:
+    if cut or size < POWERS[0]:
+        by_bytes = cut  # Nobody has a buffer of less than 2 KiB for an answer's body.
+    elif (
+        not 0.5
+        < (sizes_vary := features.spread(sizes) + 0.02)
+        / (intervals_vary := features.spread(intervals) + 0.02)
+        < 2
+    ):
+        by_bytes = sizes_vary < intervals_vary
+    else:
         # At one steady pace both look alike: but a buffer's size is a power of two, and what goes
         # over it is the event that filled it.
-        over = size - max(p for p in POWERS if p <= size) if size >= POWERS[0] else size
+        over = size - max(power for power in POWERS if power <= size)
         by_bytes = over <= 1.5 * size / max(count, 1)
     if by_bytes:
         return Finding(

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from streamcheck import features
-from streamcheck.emission import ADDED_SECONDS, batches, content_type_changed, downgraded
+from streamcheck.emission import batches, content_type_changed, downgraded
 from streamcheck.model import Finding, Observation
 
 FEWEST_EVENTS = 8
@@ -143,14 +143,14 @@ def slower(seen: Observation, behind: Observation) -> Finding | None:
     )  # fmt: skip
 
 
-def later(seen: Observation, behind: Observation) -> Finding | None:
-    """Say whether the first token comes later than at the hop behind by more than a hop costs.
+def later(seen: Observation, behind: Observation, allowed_seconds: float) -> Finding | None:
+    """Say whether the first token comes later than at the hop behind by more than is allowed.
 
     Only between hops of one machine: elsewhere distance does the same.
     """
     ours, theirs = seen.first_token_seconds, behind.first_token_seconds
     near = max(seen.connect_seconds or 0, behind.connect_seconds or 1) < NEAR_SECONDS
-    if not near or ours is None or theirs is None or ours - theirs < ADDED_SECONDS:
+    if not near or ours is None or theirs is None or ours - theirs < allowed_seconds:
         return None
     return Finding(
         "delayed", 0.75,

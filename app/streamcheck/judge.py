@@ -25,8 +25,14 @@ def plainest(hop: Hop | None) -> Observation | None:
     return None
 
 
-def findings_of(seen: Observation, behind: Observation | None, plan: Plan) -> list[Finding]:
-    """Return what is wrong with one answer."""
+SETUP_SECONDS = {"litellm": 0.1}
+"""What a hop may take before the first token: LiteLLM's router needs 10 to 40 ms of CPU for it."""
+
+
+def findings_of(
+    seen: Observation, behind: Observation | None, plan: Plan, hop: str = ""
+) -> list[Finding]:
+    """Return what is wrong with one answer of the hop of that name."""
     if seen.status != 200:
         summary = f"{seen.way}: {seen.error}"
         return [Finding("request_refused", 0.9, summary, {"status": seen.status})]
@@ -34,7 +40,8 @@ def findings_of(seen: Observation, behind: Observation | None, plan: Plan) -> li
         return emission.judge(seen, plan)
     found = generation.judge(seen, behind)
     if behind is not None and not found:
-        beside = (generation.slower(seen, behind), generation.later(seen, behind))
+        allowed = SETUP_SECONDS.get(hop, emission.ADDED_SECONDS)
+        beside = (generation.slower(seen, behind), generation.later(seen, behind, allowed))
         found = [worse for worse in beside if worse]
     return found
 
@@ -46,7 +53,8 @@ def judge(hop: Hop, behind: Hop | None, plan: Plan) -> list[Finding]:
     for source in ("emitter", "generation"):
         seen_before: list[Observation] = []
         for seen in hop.of(source):
-            raw += [(found, seen) for found in findings_of(seen, reference, plan)]
+            found = findings_of(seen, reference, plan, hop.target.name)
+            raw += [(each, seen) for each in found]
             for earlier in seen_before:
                 if kept := generation.kept_somewhere(earlier, seen):
                     raw.append((kept, seen))

@@ -59,6 +59,7 @@ class Walk:
         self.say = say
         self.run_name = new_run()
         self.plan = Plan(self.run_name)
+        self.hops = [Hop(target) for target in chain.hops]
         self.model = chain.model
         self.notes: list[str] = []
         self.metronome = Metronome()
@@ -69,32 +70,28 @@ class Walk:
         self._elsewhere: Hop | None = None
         self._quiet: list[tuple[Hop, threading.Thread, list[Observation]]] = []
 
-    def run(self, behind: Hop | None = None, *, brief: bool = False) -> list[Hop]:
-        """Walk. `behind`: the hop behind the first one, as it was seen from elsewhere; `brief`:
-        one behind is broken, so that it is enough to show what arrives here.
+    def begin(self) -> None:
+        """Start the long silences: they wait beside everything else. Raises CheckError."""
+        self.model = self.model or self._first_model(self.hops[0].target)
+        if self.options.silence_seconds:
+            self._begin_silences()
 
-        Raises CheckError when nothing can be asked at all.
+    def run(self, behind: Hop | None = None, *, brief: bool = False) -> list[Hop]:
+        """Walk, after begin(). `behind`: the hop behind the first one, as it was seen from
+        elsewhere; `brief`: one behind is broken, so it is enough to show what arrives here.
         """
-        hops = [Hop(target) for target in self.chain.hops]
         self._elsewhere = behind
-        try:
-            self.model = self.model or self._first_model(hops[0].target)
-            if self.options.silence_seconds:
-                self._begin_silences(hops)
-            broken = brief
-            for hop in hops:
-                self._look(hop, behind, brief=broken)
-                if hop.error:
-                    break
-                if hop.findings and not broken:
-                    self._confirm(hop, behind)
-                broken = broken or bool(hop.findings)
-                behind = hop
-            self._end_silences(hops)
-        except BaseException:
-            self.metronome.stop()
-            raise
-        return [hop for hop in hops if hop.observations or hop.error]
+        broken = brief
+        for hop in self.hops:
+            self._look(hop, behind, brief=broken)
+            if hop.error:
+                break
+            if hop.findings and not broken:
+                self._confirm(hop, behind)
+            broken = broken or bool(hop.findings)
+            behind = hop
+        self._end_silences()
+        return [hop for hop in self.hops if hop.observations or hop.error]
 
     # Asking ---------------------------------------------------------------------------------
 
@@ -252,7 +249,7 @@ class Walk:
                 assert behind is not None
                 reference = self.generation(behind.target, reference.way if reference else way)
             seen = self.again(hop.target, way)
-            kinds = {f.kind for f in findings_of(seen, reference, self.plan)}
+            kinds = {f.kind for f in findings_of(seen, reference, self.plan, hop.target.name)}
             same = found.kind in kinds or (
                 found.kind in (*PORTIONS, "compression_held") and bool(kinds & set(PORTIONS))
             )
@@ -322,11 +319,11 @@ class Walk:
 
     # Silence --------------------------------------------------------------------------------
 
-    def _begin_silences(self, hops: list[Hop]) -> None:
+    def _begin_silences(self) -> None:
         """Start an emission with a silence at each hop that has the emitter, beside the rest."""
         seconds = self.options.silence_seconds
         plan = self.silent_plan(seconds)
-        for hop in hops:
+        for hop in self.hops:
             if not self.has_emitter(hop.target):
                 continue
             got: list[Observation] = []
@@ -344,10 +341,10 @@ class Walk:
         run = f"{self.run_name}-quiet"
         return Plan(run, 8, (10,), 0, silence_seconds=seconds, heartbeats=heartbeats)
 
-    def _end_silences(self, hops: list[Hop]) -> None:
+    def _end_silences(self) -> None:
         plan = self.silent_plan(self.options.silence_seconds)
         for hop, thread, got in self._quiet:
-            if any(other.error for other in hops):
+            if any(other.error for other in self.hops):
                 return
             if thread.is_alive():
                 self.say(f"{hop.target.name}: waiting for a silence to end")

@@ -204,7 +204,7 @@ class Wire:
         body = link.send(h11.Data(data=request.body)) if request.body else b""
         end = link.send(h11.EndOfMessage())
         self._send((start or b"") + (body or b"") + (end or b""), deadline)
-        started = False
+        started = begun = False
         at = time.monotonic()
         while True:
             block = b""
@@ -223,10 +223,7 @@ class Wire:
                         return
             except h11.RemoteProtocolError as error:
                 if not started:
-                    raise CheckError(
-                        f"{self.target.title} ({self.target.url}) answers, but not with HTTP: "
-                        f"{error}"
-                    ) from None
+                    raise CheckError(self._no_http(str(error))) from None
                 if block:
                     yield Piece(at, block)
                 yield End(at, False, f"the body was cut: {error}")
@@ -236,9 +233,15 @@ class Wire:
             data = self._read(deadline)
             at = time.monotonic()
             if not data and not started:
+                if begun:
+                    raise CheckError(self._no_http("it hangs up"))
                 yield End(at, False, "the connection was closed before an answer")
                 return
+            begun = begun or bool(data)
             link.receive_data(data)
+
+    def _no_http(self, why: str) -> str:
+        return f"{self.target.title} ({self.target.url}) answers, but not with HTTP: {why}"
 
     # HTTP/2 ---------------------------------------------------------------------------------
 

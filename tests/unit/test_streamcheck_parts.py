@@ -1,0 +1,364 @@
+"""The stream check's pure parts: events, codings, bursts, verdicts, addresses."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import gzip
+import itertools
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import brotli
+import hypothesis.strategies as st
+import pytest
+from backports import zstd
+from hypothesis import given
+from streamcheck import chain, emission, features, generation, judge, kinds, report
+from streamcheck.decode import LARGEST_STEP_BYTES, CodingError, decoder
+from streamcheck.emission import Plan
+from streamcheck.model import Arrival, CheckError, Hop, Numbered, Observation, Target, Way
+from streamcheck.sse import LONGEST_EVENT_BYTES, Parser, TooLongError
+
+_NOW = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC)
+STREAM = 'id: 1\ndata: {"a": "\u2028"}\n\n: beat\n\ndata: x\ndata: y\r\n\r\nevent: end\ndata:z\n\n'
+
+
+def test_events_are_read_by_the_book() -> None:
+    blocks = Parser().feed(STREAM.encode())
+    assert [block.data for block in blocks] == ['{"a": "\u2028"}', None, "x\ny", "z"]
+    assert blocks[3].event == "end"
+    assert b"".join(block.raw for block in blocks) == STREAM.encode()
+
+
+@given(st.lists(st.integers(0, len(STREAM.encode())), max_size=8))
+def test_events_may_be_cut_anywhere(cuts: list[int]) -> None:
+    raw, parser = STREAM.encode(), Parser()
+    edges = [0, *sorted(cuts), len(raw)]
+    blocks = [b for i, j in itertools.pairwise(edges) for b in parser.feed(raw[i:j])]
+    assert blocks == Parser().feed(raw)
+    assert parser.rest == b""
+
+
+@pytest.mark.parametrize("line", [b"x" * 70_000, b"data: " + b"x" * 60_000 + b"\n"])
+def test_an_event_without_an_end_is_refused_in_time(line: bytes) -> None:
+    parser, enough = Parser(), LONGEST_EVENT_BYTES // len(line)
+    for _ in range(enough):
+        assert parser.feed(line) == []
+    with pytest.raises(TooLongError):
+        parser.feed(line)
+
+
+def gzip_pieces() -> Callable[[bytes], bytes]:
+    engine = zlib.compressobj(wbits=31)
+    return lambda data: engine.compress(data) + engine.flush(zlib.Z_SYNC_FLUSH)
+
+
+def brotli_pieces() -> Callable[[bytes], bytes]:
+    engine = brotli.Compressor()
+    return lambda data: engine.process(data) + engine.flush()
+
+
+def zstd_pieces() -> Callable[[bytes], bytes]:
+    engine = zstd.ZstdCompressor()
+    return lambda data: engine.compress(data, zstd.ZstdCompressor.FLUSH_BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("coding", "make"), [("gzip", gzip_pieces), ("br", brotli_pieces), ("zstd", zstd_pieces)]
+)
+def test_a_flushed_piece_is_readable_at_once(coding: str, make: Any) -> None:
+    pack, unpack = make(), decoder(coding)
+    for n in range(50):
+        assert unpack(pack(b"event %d\n\n" % n)) == b"event %d\n\n" % n
+
+
+@pytest.mark.parametrize(
+    ("coding", "bomb"),
+    [
+        ("gzip", gzip.compress(bytes(4 * LARGEST_STEP_BYTES))),
+        ("br", brotli.compress(bytes(4 * LARGEST_STEP_BYTES))),
+        ("zstd", zstd.compress(bytes(4 * LARGEST_STEP_BYTES))),
+    ],
+    ids=["gzip", "br", "zstd"],
+)
+def test_what_grows_without_measure_is_refused(coding: str, bomb: bytes) -> None:
+    with pytest.raises(CodingError, match="beyond all measure"):
+        decoder(coding)(bomb)
+
+
+def test_what_is_not_as_it_says_is_refused() -> None:
+    for coding in ("gzip", "br", "zstd", "deflate"):
+        with pytest.raises(CodingError):
+            decoder(coding)(b"data: plain text, and plenty of it\n\n" * 20)
+    with pytest.raises(CodingError, match="nobody asked"):
+        decoder("compress")
+
+
+# Observations made by hand -------------------------------------------------------------------
+
+PLAN = Plan("run", events=100, paces_ms=(5, 15), lead_ms=200)
+
+
+def emitted(arrives: Callable[[float], float], **more: Any) -> Observation:
+    """An emission of PLAN whose event sent at s arrives at arrives(s)."""
+    due, times = PLAN.lead_ms / 1000, []
+    for n in range(PLAN.events):
+        due += PLAN.paces_ms[n * 2 // PLAN.events] / 1000
+        times.append(due)
+    seen = Observation(Way("emitter"), 200, "1.1", {"content-type": "text/event-stream"})
+    seen.numbered = [Numbered(n + 1, s, s, arrives(s)) for n, s in enumerate(times)]
+    seen.arrivals = [Arrival(0.001, 8, 8, 0)]
+    seen.arrivals += [Arrival(event.at, 300, 300, 1) for event in seen.numbered]
+    seen.first_byte_seconds = seen.headers_seconds = 0.001
+    seen.first_token_seconds = seen.numbered[0].at
+    seen.end_seconds, seen.ended, seen.events, seen.comments = 2.0, "terminal", PLAN.events, 1
+    seen.digest_right, seen.start = True, {"request": {"http_version": "1.1"}}
+    return dataclasses.replace(seen, **more)
+
+
+def found(seen: Observation) -> list[str]:
+    return [finding.kind for finding in emission.judge(seen, PLAN)]
+
+
+def test_a_stream_has_no_finding() -> None:
+    assert found(emitted(lambda s: s + 0.001)) == []
+
+
+def test_distance_is_no_finding() -> None:
+    """Far away, with a network that shakes every event by some milliseconds."""
+    assert found(emitted(lambda s: s + 0.140 + (s * 997 % 1) * 0.010)) == []
+
+
+def test_one_stall_of_the_machine_is_no_finding() -> None:
+    assert found(emitted(lambda s: max(s, 0.9) if 0.6 < s < 0.9 else s)) == []
+
+
+@pytest.mark.parametrize("step", [0.04, 0.1, 0.2, 0.35])
+def test_a_timer_is_told_by_its_interval(step: float) -> None:
+    seen = emitted(lambda s: (s // step + 1) * step)
+    first = emission.judge(seen, PLAN)[0]
+    assert first.kind == "batched_time"
+    assert first.detail["milliseconds"] == pytest.approx(1000 * step, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [7, 13, 27])
+def test_a_buffer_is_told_by_its_size(count: int) -> None:
+    sent = [event.sent for event in emitted(lambda s: s).numbered]
+    full = {s: sent[min((n // count + 1) * count, len(sent)) - 1] for n, s in enumerate(sent)}
+    size = 300 * count
+    first = emission.judge(emitted(lambda s: full[s]), PLAN)[0]
+    assert (first.kind, first.detail["bytes"]) == ("batched_bytes", size)
+
+
+def test_a_hold_is_told_from_a_batch() -> None:
+    assert found(emitted(lambda s: 1.3)) == ["whole_response_held"]
+
+
+def test_back_pressure_is_told_from_a_buffer() -> None:
+    assert found(emitted(lambda s: 3 * s)) == ["slow_hop"]
+
+
+def test_a_held_beginning() -> None:
+    held = emitted(lambda s: s, first_byte_seconds=0.203, headers_seconds=0.203)
+    assert found(held) == ["first_byte_held"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"ended": "cut", "digest_right": None}, "truncated"),
+        ({"ended": "end"}, "truncated"),
+        ({"ended": "error_event", "error": "x"}, "error_in_stream"),
+        ({"digest_right": False}, "bytes_changed"),
+        ({"comments": 0}, "bytes_changed"),
+        ({"headers": {"content-type": "text/plain"}}, "content_type_changed"),
+        ({"headers": {}}, "content_type_changed"),
+        ({"http_version": "1.0"}, "http_1_0_downgrade"),
+        ({"start": {"request": {"http_version": "1.0"}}}, "http_1_0_downgrade"),
+    ],
+)
+def test_what_an_emission_tells(change: dict[str, Any], kind: str) -> None:
+    assert found(emitted(lambda s: s, **change)) == [kind]
+
+
+def test_missing_and_doubled_events() -> None:
+    seen = emitted(lambda s: s)
+    missing = dataclasses.replace(seen, numbered=seen.numbered[:40] + seen.numbered[41:])
+    doubled = dataclasses.replace(seen, numbered=seen.numbered[:40] + seen.numbered[39:])
+    assert found(missing) == found(doubled) == ["events_lost"]
+
+
+def answered(times: list[float], **more: Any) -> Observation:
+    """A model's answer with an event at each time."""
+    seen = Observation(Way("generation"), 200, "1.1", {"content-type": "text/event-stream"})
+    seen.arrivals = [Arrival(at, 220, 220, 1) for at in times]
+    seen.events, seen.ended, seen.finish_seen = len(times), "terminal", True
+    seen.first_token_seconds, seen.end_seconds = times[0], times[-1]
+    seen.connect_seconds = 0.0002
+    return dataclasses.replace(seen, **more)
+
+
+def steady(pace: float, count: int = 64, start: float = 0.1) -> Observation:
+    return answered([start + n * pace for n in range(count)])
+
+
+@pytest.mark.parametrize("pace", [0.0005, 0.002, 0.012, 0.05, 0.4])
+def test_no_steady_engine_is_broken_beside_itself(pace: float) -> None:
+    assert judge.findings_of(steady(pace), steady(pace), PLAN) == []
+
+
+def test_batches_alone_are_less_sure_than_beside_the_hop_behind() -> None:
+    coalesced = answered([0.1 + (n // 3) * 0.04 for n in range(60)])
+    alone = generation.judge(coalesced, None)[0]
+    beside = generation.judge(coalesced, steady(0.013))[0]
+    assert alone.kind == beside.kind == "batched_time"
+    assert alone.confidence < 0.5 < 0.9 < beside.confidence
+
+
+def test_a_burst_at_both_hops_is_the_engines() -> None:
+    bursts = answered([0.1 + (n // 4) * 0.05 for n in range(64)])
+    assert generation.judge(bursts, bursts) == []
+
+
+def test_a_hop_that_gives_less_than_the_hop_behind() -> None:
+    assert [f.kind for f in judge.findings_of(steady(0.05), steady(0.01), PLAN)] == ["slow_hop"]
+    assert judge.findings_of(steady(0.05), steady(0.045), PLAN) == []
+
+
+def test_a_first_token_that_waits() -> None:
+    late = steady(0.012, start=0.145)
+    assert [f.kind for f in judge.findings_of(late, steady(0.012), PLAN)] == ["delayed"]
+    assert judge.findings_of(late, steady(0.012), PLAN, "litellm") == []
+    far = dataclasses.replace(late, connect_seconds=0.03)
+    assert judge.findings_of(far, steady(0.012), PLAN) == []
+
+
+# Verdicts ------------------------------------------------------------------------------------
+
+
+def hop(name: str, *seen: Observation, **more: Any) -> Hop:
+    made = Hop(Target(name, name.title(), f"https://{name}.example/v1"), list(seen))
+    for field, value in more.items():
+        setattr(made, field, value)
+    return made
+
+
+def test_compressed_answers_alone_held() -> None:
+    held = answered([0.9] * 64, headers={
+        "content-type": "text/event-stream", "content-encoding": "gzip"})  # fmt: skip
+    broken = hop("nginx", steady(0.012), held)
+    findings = judge.judge(broken, hop("backend", steady(0.012)), PLAN)
+    assert [finding.kind for finding in findings] == ["compression_held"]
+
+
+def test_the_first_hop_that_breaks_is_named() -> None:
+    finding = generation.judge(answered([0.9] * 64), steady(0.012))
+    hops = [
+        hop("backend", steady(0.012)),
+        hop("nginx", steady(0.012), findings=finding),
+        hop("public", steady(0.012), findings=finding),
+    ]
+    told = report.report([report.hop_entry(h) for h in hops], started=_NOW, took_seconds=1,
+                         noise=[], notes=[])  # fmt: skip
+    assert (told["verdict"], told["culprit"]) == ("broken", "nginx")
+    assert told["kind"] == "whole_response_held"
+    assert "proxy_buffering off" in told["remedy"]["setting"]
+    assert json.loads(json.dumps(told)) == told
+
+
+def test_an_error_and_a_doubt() -> None:
+    for more, verdict in (({"error": "no"}, "unreachable"), ({"doubts": ["hm"]}, "unsure")):
+        told = judge.verdict([report.hop_entry(hop("public", steady(0.01), **more))])
+        assert told["verdict"] == verdict
+
+
+def test_a_hop_comes_back_from_a_report() -> None:
+    entry = report.hop_entry(hop("nginx", steady(0.012)))
+    seen = judge.plainest(report.remembered(json.loads(json.dumps(entry))))
+    assert seen is not None
+    assert generation.judge(seen, steady(0.012)) == []
+    assert features.events_per_burst(seen) == 1.0
+
+
+def test_every_kind_has_a_remedy_at_every_hop() -> None:
+    for name in ("vllm", "litellm", "backend", "nginx", "public", "my own proxy"):
+        for kind in kinds.KINDS:
+            told = kinds.remedy(name, kind, "cloudflare")
+            assert told["setting"]
+            assert told["why"]
+    assert not {kind for _, kind in kinds.REMEDIES} - set(kinds.KINDS)
+    assert "Cloudflare" in kinds.remedy("public", "cached", "cloudflare")["file"]
+    assert kinds.remedy("public", "whole_response_held", "nginx/1.22")["file"] == ""
+
+
+def test_every_kind_is_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/streamcheck.md").read_text()
+    for kind in kinds.KINDS:
+        assert f"`{kind}`" in page
+
+
+# Addresses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_url", "root"),
+    [
+        ("https://h", "https://h/v1"),
+        ("https://h/", "https://h/v1"),
+        ("https://h/v1", "https://h/v1"),
+        ("https://h/v1/", "https://h/v1"),
+        ("https://h:8443/openai/v1/chat/completions", "https://h:8443/openai/v1"),
+        ("http://[::1]:80/api/v3", "http://[::1]:80/api/v3"),
+        ("https://user:secret@h/v1", "https://h/v1"),
+        (" http://h/vllm ", "http://h/vllm/v1"),
+    ],
+)
+def test_an_address_with_or_without_its_version(given_url: str, root: str) -> None:
+    assert chain.api_root(given_url) == root
+
+
+@pytest.mark.parametrize(
+    "url", ["", "chat.example.org", "ftp://h", "https://", "https://h:99999", "http://[::1"]
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(CheckError, match="is no address"):
+        chain.api_root(url)
+
+
+def test_the_servers_own_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway's address is the one that the backend really uses."""
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys/one").write_text("sk-1\n")
+    (tmp_path / "backend.json").write_text('{"upstream_url": "http://127.0.0.1:4100/vllm"}')
+    hops = [
+        {"name": "litellm", "upstream_of": str(tmp_path / "backend.json"), "key": "one"},
+        {"name": "backend", "url": "http://localhost/v1", "connect": "unix:/s", "key": "one"},
+    ]
+    told = {"model": "m", "metrics": "http://127.0.0.1:1/metrics", "heartbeat_seconds": 15}
+    (tmp_path / "chain.json").write_text(json.dumps({**told, "hops": hops}))
+    read = chain.from_file(tmp_path / "chain.json")
+    assert [hop.url for hop in read.hops] == [
+        "http://127.0.0.1:4100/vllm/v1",
+        "http://localhost/v1",
+    ]
+    assert [hop.has_emitter for hop in read.hops] == [False, True]
+    assert {hop.key for hop in read.hops} == {"sk-1"}
+    (tmp_path / "keys/one").unlink()
+    with pytest.raises(CheckError, match="cannot be read"):
+        chain.from_file(tmp_path / "chain.json")
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "one").write_text("sk-2")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert chain.from_file(tmp_path / "chain.json").hops[0].key == "sk-2"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "m"}'])
+def test_a_chain_that_is_not_as_it_should_be(tmp_path: Path, text: str) -> None:
+    (tmp_path / "chain.json").write_text(text)
+    with pytest.raises(CheckError, match="millrace site"):
+        chain.from_file(tmp_path / "chain.json")
