@@ -19,7 +19,7 @@ from typing import Any
 from streamcheck import chain as chains
 from streamcheck import deep, engine, keep, remote, report, text
 from streamcheck.chain import Chain
-from streamcheck.model import CheckError, Hop
+from streamcheck.model import CheckError
 from streamcheck.page import render_page
 from streamcheck.progress import Progress
 from streamcheck.walk import Options, Walk
@@ -52,6 +52,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="a hop by name and address, innermost first; may be repeated")
     add("-i", "--inventory", default="inventory/hosts.yml", metavar="FILE",
         help="the inventory whose servers are meant (default: %(default)s)")
+    add("--address", default="", metavar="URL", help="the server's public address, where it is "
+        "another than the run of site.yml used: its name at Cloudflare, a proxy in front")
     add("--outside", action="store_true", help="leave out the hops inside the server: no ssh")
     add("--key-file", type=Path, metavar="FILE",
         help=f"file that holds the key (or set {chains.KEY_VARIABLE})")
@@ -111,7 +113,8 @@ def _chain(args: argparse.Namespace) -> Chain:
     if args.target and "://" in args.target:
         return chains.from_addresses({"public": args.target}, key, args.ca, args.model)
     path = args.service or _service(args)
-    return chains.from_service(path, key, outside_only=args.outside or bool(args.inner))
+    outside_only = args.outside or bool(args.inner)
+    return chains.from_service(path, key, address=args.address, outside_only=outside_only)
 
 
 def _service(args: argparse.Namespace) -> Path:
@@ -155,6 +158,8 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     chain = _chain(args)
     walk = Walk(chain, Options(args.silence, args.tokens), progress.say)
     walk.begin()
+    more = deep.Deep(walk, args.deep)
+    more.begin()
     inner = _inner(args, chain, progress)
     entries: list[dict[str, Any]] = list(inner["hops"]) if inner else []
     checks: list[dict[str, Any]] = list(inner["checks"]) if inner else []
@@ -166,7 +171,8 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     broken = any(entry["verdict"] == "broken" for entry in entries)
     hops = walk.run(behind, brief=broken)
     if args.deep and not any(hop.error for hop in hops):
-        checks += _deep(args, chain, walk, hops)
+        checks += _deep(chain, more)
+        checks.sort(key=lambda entry: deep.CHECKS.index(entry["name"]))
     walk.metronome.stop()
     where = "server" if args.chain else "here"
     return report.report(
@@ -176,17 +182,14 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _deep(
-    args: argparse.Namespace, chain: Chain, walk: Walk, hops: list[Hop]
-) -> list[dict[str, Any]]:
-    why = "needs the engine's own count of requests: check a server of the inventory"
+def _deep(chain: Chain, more: deep.Deep) -> list[dict[str, Any]]:
     if chain.metrics:
-        return deep.Deep(walk, hops, engine.local(chain.metrics), why).run(args.deep)
+        return more.run(engine.local(chain.metrics))
     if not chain.ssh:
-        return deep.Deep(walk, hops, None, why).run(args.deep)
+        return more.run(None)
     watched = engine.Watched(remote.command(chain.ssh, "--watch-engine=600"))
     try:
-        return deep.Deep(walk, hops, watched, why).run(args.deep)
+        return more.run(watched)
     finally:
         watched.close()
 

@@ -82,14 +82,15 @@ def from_addresses(addresses: Mapping[str, str], key: str, ca: str, model: str) 
     return Chain(hops, model)
 
 
-def from_service(path: Path, key: str, *, outside_only: bool = False) -> Chain:
+def from_service(path: Path, key: str, *, address: str = "", outside_only: bool = False) -> Chain:
     """Return the chain of a server that site.yml set up: its public address, and ssh to the rest.
 
-    `path`: service.json, as roles/verify writes it. `key`: wins over the key file that it names.
+    `path`: service.json, as roles/verify writes it. `key` wins over the key file that it names,
+    `address` over the address.
     """
     told = _read(path)
     try:
-        root = api_root(told["url"])
+        root = api_root(address or told["url"])
         key_file = Path(told["key_file"])
         chain = Chain(
             [Target("public", TITLES["public"], root, key or read_key(key_file), told["ca"])],

@@ -41,24 +41,28 @@ Entry = dict[str, Any]
 
 
 class Deep:
-    """Runs the checks over the hops of a finished walk."""
+    """Runs the named checks over the hops of a walk: begin() with it, run() after it."""
 
-    def __init__(self, walk: Walk, hops: list[Hop], running: Running | None, why: str) -> None:
-        """`running` counts the engine's requests; without it `why` says what is missing."""
+    def __init__(self, walk: Walk, names: Iterable[str]) -> None:
         self.walk = walk
-        self.hops = hops
-        self.running = running
-        self.why = why
+        self.names = list(names)
         self.entries: list[Entry] = []
+        self.running: Running | None = None
+        # What is missing to count the engine's requests.
+        self.why = "needs the engine's own count of requests: check a server of the inventory"
+        self._quiet: list[Callable[[], None]] = []
 
-    def run(self, names: Iterable[str]) -> list[Entry]:
-        """Run the named checks, the long silence beside the others."""
-        wanted = list(names)
-        quiet: list[Callable[[], None]] = []
-        if "silence" in wanted:
-            quiet = [begun for hop in self.hops if (begun := self._begin_silence(hop))]
-        for hop in self.hops:
-            for name in wanted:
+    def begin(self) -> None:
+        """Start the long silences: they wait beside everything else."""
+        if "silence" in self.names:
+            begun = [self._begin_silence(hop) for hop in self.walk.hops]
+            self._quiet = [wait for wait in begun if wait]
+
+    def run(self, running: Running | None) -> list[Entry]:
+        """Run the checks. `running` counts the engine's requests, where it can be asked."""
+        self.running = running
+        for hop in self.walk.hops:
+            for name in self.names:
                 if name == "silence":
                     continue
                 self.walk.say(f"{hop.target.name}: {name}")
@@ -66,7 +70,7 @@ class Deep:
                     getattr(self, f"_{name}")(hop)
                 except CheckError as error:
                     self._tell(hop, name, "unsure", str(error))
-        for wait in quiet:
+        for wait in self._quiet:
             wait()
         order = {name: rank for rank, name in enumerate(CHECKS)}
         return sorted(self.entries, key=lambda entry: order[entry["name"]])

@@ -24,12 +24,12 @@ VLLM = "millrace-vllm@main"
 
 def keep(file: str) -> str:
     """Put a copy of `file` aside."""
-    return f"cp -a {file} /root/kept"
+    return f"cp -a {file} /root/kept.$(basename {file})"
 
 
 def restore(file: str) -> str:
     """Bring the copy back."""
-    return f"cp -a /root/kept {file}"
+    return f"cp -a /root/kept.$(basename {file}) {file}"
 
 
 @dataclass(frozen=True)
