@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 import uuid
 from pathlib import Path
@@ -31,6 +32,7 @@ MOST_EMISSIONS = 64
 
 _RETRY_AFTER_SECONDS = "5"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+BOOT_VARIABLE = "MILLRACE_BOOT_ID"
 # A timer of the loop is good to a millisecond: asking it for less would only spin.
 _SHORTEST_SLEEP_SECONDS = 0.001
 
@@ -130,10 +132,13 @@ async def _sleep_until(when: float) -> None:
 
 
 def _boot() -> str | None:
+    """Return a digest of the kernel's boot id; the unit hands the id over, for /proc hides it."""
+    said = os.environ.get(BOOT_VARIABLE, "")
     try:
-        return hashlib.sha256(_BOOT_ID.read_bytes()).hexdigest()[:16]
+        said = said or _BOOT_ID.read_text(encoding="ascii")
     except OSError:
         return None
+    return hashlib.sha256(said.replace("-", "").strip().encode()).hexdigest()[:16]
 
 
 def _too_many() -> ApiError:

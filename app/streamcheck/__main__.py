@@ -128,6 +128,10 @@ def _service(args: argparse.Namespace) -> Path:
             f"{args.target} is no address (https://…) and no server that ./millrace site has set "
             f"up; known: {', '.join(known) or 'none'}"
         )
+    if len(known) > 1:
+        # Those of this inventory: other inventories may keep their secrets in the same folder.
+        named = _text(Path(args.inventory))
+        known = {name: path for name, path in known.items() if name in named} or known
     if len(known) == 1:
         return next(iter(known.values()))
     if known:
@@ -135,6 +139,13 @@ def _service(args: argparse.Namespace) -> Path:
     raise CheckError(
         "what is to be checked? Give an address (https://host), or run ./millrace site first"
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _inner(args: argparse.Namespace, chain: Chain, progress: Progress) -> dict[str, Any] | None:
@@ -205,6 +216,8 @@ def _show(args: argparse.Namespace, told: dict[str, Any]) -> None:
         sys.stderr.write(f"check: {told['error']}\n")
     elif args.quiet:
         sys.stdout.write(told["summary"] + "\n")
+        for name, value in (told["remedy"] or {}).items():
+            sys.stdout.write(f"  {name}: {value}\n" if value else "")
     else:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else 100

@@ -21,7 +21,6 @@ TITLES = {
     "nginx": "nginx on the server",
     "public": "the public address",
 }
-BEHIND_THE_EMITTER = ("vllm", "litellm")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,14 @@ class Chain:
 
 def title_of(name: str) -> str:
     """Return what a hop is called in sentences."""
+    if name.startswith("vllm-"):
+        return f"{TITLES['vllm']} ({name.removeprefix('vllm-')})"
     return TITLES.get(name, name)
+
+
+def in_front_of_the_backend(name: str) -> bool:
+    """Whether the backend's emitter may answer there: not at the engines and the gateway."""
+    return name != "litellm" and name.partition("-")[0] != "vllm"
 
 
 def api_root(url: str) -> str:
@@ -77,7 +83,7 @@ def from_addresses(addresses: Mapping[str, str], key: str, ca: str, model: str) 
     """Return the chain of hops that are given by name and URL, innermost first."""
     hops = []
     for name, url in addresses.items():
-        emitter = name not in BEHIND_THE_EMITTER
+        emitter = in_front_of_the_backend(name)
         hops.append(Target(name, title_of(name), api_root(url), key, ca, has_emitter=emitter))
     return Chain(hops, model)
 
@@ -123,7 +129,7 @@ def from_file(path: Path) -> Chain:
                     hop.get("ca", ""),
                     hop.get("connect", ""),
                     "server",
-                    has_emitter=name not in BEHIND_THE_EMITTER,
+                    has_emitter=in_front_of_the_backend(name),
                 )
             )
         metrics = Target("metrics", "vLLM's metrics", told["metrics"], seen_from="server")

@@ -192,7 +192,8 @@ def _first_held(seen: Observation, plan: Plan) -> list[Finding]:
 def _added(seen: Observation) -> list[Finding]:
     """A delay that is the same for every event shows only where both ends share one clock."""
     started = seen.start.get("started_monotonic")
-    if seen.start.get("boot") != _boot() or not isinstance(started, int | float):
+    boot = _boot()
+    if not boot or seen.start.get("boot") != boot or not isinstance(started, int | float):
         return []
     shift = seen.requested_at - started
     added = statistics.median(shift + event.at - event.sent for event in seen.numbered)
@@ -208,10 +209,10 @@ def _added(seen: Observation) -> list[Finding]:
 
 def _boot() -> str | None:
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+        said = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     except OSError:
         return None
-    return hashlib.sha256(text).hexdigest()[:16]
+    return hashlib.sha256(said.replace("-", "").strip().encode()).hexdigest()[:16]
 
 
 def batches(seen: Observation, confidence: float, waited: float) -> Finding:

@@ -61,8 +61,10 @@ def judge(hop: Hop, behind: Hop | None, plan: Plan) -> list[Finding]:
                     break
             seen_before.append(seen)
     asked = len(hop.of("generation"))
-    if sum(f.kind == "delayed" for f, seen in raw if seen.way.source == "generation") < asked:
-        # A first token may be late for many reasons; a hop that waits does so every time.
+    late = sum(f.kind == "delayed" for f, seen in raw if seen.way.source == "generation")
+    if late < asked or hop.of("emitter"):
+        # A first token may be late for many reasons; a hop that waits does so every time. The
+        # emitter knows it for each event.
         raw = [(f, s) for f, s in raw if f.kind != "delayed" or s.way.source == "emitter"]
     if _only_compressed(hop, raw):
         raw = [(_as_compression(found), seen) for found, seen in raw]

@@ -14,7 +14,7 @@ from backend.emitter import MOST_EMISSIONS
 from backend_client import KEY, Connection, ask, error_of
 from backend_upstream import DONE, eventually
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "").strip()
 PATH = "/v1/streamcheck"
 OPEN = b": open\n\n"
 HEARTBEAT = b": heartbeat\n\n"
@@ -75,7 +75,7 @@ async def test_contents_and_order(port, logs):
     told = first.pop("streamcheck")
     assert began - 1 < told["started_unix"] < time.time()
     assert time.monotonic() - 5 < told["started_monotonic"] < time.monotonic()
-    assert told["boot"] == hashlib.sha256(BOOT_ID).hexdigest()[:16]
+    assert told["boot"] == hashlib.sha256(BOOT_ID.encode()).hexdigest()[:16]
     assert told["request"] == {
         "http_version": "1.1",
         "method": "GET",
