@@ -121,13 +121,17 @@ def room_problems(
 def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
     """Return which secrets are missing or malformed; values never appear.
 
-    `secrets`: `engine` and `gateway` keys, and `clients`, name to key.
+    `secrets`: `engine`, `gateway` and `streamcheck` keys, and `clients`, name to key.
     """
     problems = []
     if not KEY.fullmatch(str(secrets["engine"])):
         problems.append("vault_millrace_engine_key: 32 or more printable characters, no spaces.")
     if not GATEWAY_KEY.fullmatch(str(secrets["gateway"])):
         problems.append("vault_millrace_gateway_key: sk- and 29 or more printable characters.")
+    if not KEY.fullmatch(str(secrets["streamcheck"])):
+        problems.append(
+            "vault_millrace_streamcheck_key: 32 or more printable characters, no spaces."
+        )
     clients = secrets["clients"]
     if not isinstance(clients, Mapping) or not clients:
         return [*problems, "millrace_client_keys: name at least one client with a key."]
@@ -137,6 +141,8 @@ def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
                 f"millrace_client_keys: the key of {name} needs 32 or more printable characters, "
                 "no spaces. Remove its file in millrace_secrets_dir to have one made."
             )
+    if "streamcheck" in clients:
+        problems.append("millrace_client_keys: the name streamcheck is the stream check's own.")
     if len(set(map(str, clients.values()))) != len(clients):
         problems.append("millrace_client_keys: two clients share a key; each needs its own.")
     return problems

@@ -41,6 +41,7 @@ def well() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "secrets": {
             "engine": ENGINE_KEY,
             "gateway": GATEWAY_KEY,
+            "streamcheck": "s" * 48,
             "clients": {"owner": CLIENT_KEY},
         },
     }
@@ -241,6 +242,18 @@ def test_a_malformed_gateway_key_is_named_and_not_shown(key: str) -> None:
     problem = refuse({"decided.secrets.gateway": key})
     assert "vault_millrace_gateway_key" in problem
     assert not key or key not in problem
+
+
+@pytest.mark.parametrize("key", MALFORMED)
+def test_a_malformed_key_of_the_stream_check_is_named_and_not_shown(key: str) -> None:
+    problem = refuse({"decided.secrets.streamcheck": key})
+    assert "vault_millrace_streamcheck_key" in problem
+    assert not key or key not in problem
+
+
+def test_the_stream_checks_name_is_taken() -> None:
+    clients = {"owner": CLIENT_KEY, "streamcheck": "x" * 48}
+    assert "stream check's own" in refuse({"decided.secrets.clients": clients})
 
 
 @pytest.mark.parametrize("key", MALFORMED)
