@@ -231,9 +231,8 @@ def batches(seen: Observation, confidence: float, waited: float) -> Finding:
         )  # fmt: skip
     # The last one holds what was left; the first may have gone through alone.
     inner = found[1:-1] if len(found) > 4 else found[:-1]
-    starts = [burst.at for burst in found]
+    starts = [burst.at for burst in (inner if len(inner) > 2 else found)]
     intervals = [b - a for a, b in itertools.pairwise(starts)]
-    intervals = intervals[1:] if len(found) > 4 else intervals
     sizes = [float(burst.size) for burst in inner]
     size, interval = statistics.median(sizes), statistics.median(intervals)
     count = seen.events / len(full)

@@ -153,8 +153,9 @@ ANYWHERE: Mapping[str, tuple[str, str]] = {
         "it fills a buffer before it passes anything on",
     ),
     "batched_time": (
-        "turn TCP_NODELAY on and any flush timer off",
-        "at 40 ms it is Nagle's algorithm; at other intervals a timer that gathers writes",
+        "turn TCP_NODELAY on and any flush timer off (HAProxy: option http-no-delay)",
+        "at 40 ms it is Nagle's algorithm, at 200 ms often a corked socket, and else a timer that "
+        "gathers writes",
     ),
     "first_byte_held": (
         "pass the head and comments on as they come", "heartbeats must reach the client",

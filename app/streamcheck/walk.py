@@ -251,13 +251,17 @@ class Walk:
                 assert behind is not None
                 reference = self.generation(behind.target, reference.way if reference else way)
             seen = self.again(hop.target, way)
-            kinds = {f.kind for f in findings_of(seen, reference, self.plan, hop.target.name)}
-            same = found.kind in kinds or (
-                found.kind in (*PORTIONS, "compression_held") and bool(kinds & set(PORTIONS))
+            now = {f.kind: f for f in findings_of(seen, reference, self.plan, hop.target.name)}
+            portions = [now[kind] for kind in PORTIONS if kind in now]
+            same = found.kind in now or (
+                found.kind in (*PORTIONS, "compression_held") and bool(portions)
             )
             if found.kind in TIMING_KINDS and seen.noise_seconds > NOISY_SECONDS:
                 continue
             came, asked = came + same, asked + 1
+            if found.kind in PORTIONS and portions and found.source == "emitter":
+                # Asked for alone, the portions are the hop's own and not those of a crowd.
+                found = dataclasses.replace(portions[0], ways=found.ways, source=found.source)
             if asked >= TRIES or (came == asked == 2):
                 break
         if asked == 1:
