@@ -98,8 +98,12 @@ def from_service(path: Path, key: str, *, address: str = "", outside_only: bool 
     try:
         root = api_root(address or told["url"])
         key_file = Path(told["key_file"])
+        public = Target(
+            "public", TITLES["public"], root, key or read_key(key_file), told["ca"],
+            origin=api_root(told["url"]),
+        )  # fmt: skip
         chain = Chain(
-            [Target("public", TITLES["public"], root, key or read_key(key_file), told["ca"])],
+            [public],
             model=told["model"],
             ssh=[] if outside_only else [str(word) for word in told.get("ssh", [])],
         )

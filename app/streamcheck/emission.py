@@ -190,12 +190,16 @@ def _first_held(seen: Observation, plan: Plan) -> list[Finding]:
 
 
 def _added(seen: Observation) -> list[Finding]:
-    """A delay that is the same for every event shows only where both ends share one clock."""
-    started = seen.start.get("started_monotonic")
-    boot = _boot()
-    if not boot or seen.start.get("boot") != boot or not isinstance(started, int | float):
+    """A delay that is the same for every event shows only where both ends share one clock, or
+    where there is no distance that could be its reason.
+    """
+    started, boot = seen.start.get("started_monotonic"), _boot()
+    if boot and seen.start.get("boot") == boot and isinstance(started, int | float):
+        shift = seen.requested_at - started
+    elif seen.is_near:
+        shift = 0.0  # The emission began when the request was sent, or a moment later.
+    else:
         return []
-    shift = seen.requested_at - started
     added = statistics.median(shift + event.at - event.sent for event in seen.numbered)
     if added < ADDED_SECONDS:
         return []

@@ -60,15 +60,20 @@ def judge(hop: Hop, behind: Hop | None, plan: Plan) -> list[Finding]:
                     raw.append((kept, seen))
                     break
             seen_before.append(seen)
-    asked = len(hop.of("generation"))
-    late = sum(f.kind == "delayed" for f, seen in raw if seen.way.source == "generation")
-    if late < asked or hop.of("emitter"):
-        # A first token may be late for many reasons; a hop that waits does so every time. The
-        # emitter knows it for each event.
-        raw = [(f, s) for f, s in raw if f.kind != "delayed" or s.way.source == "emitter"]
+    raw = [(f, s) for f, s in raw if f.kind != "delayed" or _always_late(hop, raw, s)]
     if _only_compressed(hop, raw):
         raw = [(_as_compression(found), seen) for found, seen in raw]
     return sorted(_merge(raw), key=_order)
+
+
+def _always_late(hop: Hop, raw: list[tuple[Finding, Observation]], seen: Observation) -> bool:
+    """Whether every answer of the same source came late: a hop that waits does so every time.
+
+    Where the emitter answers, its word counts alone: it knows the delay of each event.
+    """
+    source = seen.way.source
+    late = sum(f.kind == "delayed" and s.way.source == source for f, s in raw)
+    return late == len(hop.of(source)) and (source == "emitter" or not hop.of("emitter"))
 
 
 def _order(found: Finding) -> tuple[int, int]:

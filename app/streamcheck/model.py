@@ -33,6 +33,8 @@ class Target:
     seen_from: str = "here"
     # Below this hop lies the backend, so that its emitter can be asked through it.
     has_emitter: bool = True
+    # The server's own address, where `url` may lead there by way of another machine.
+    origin: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Observation:
     digest_right: bool | None = None
     # Seconds from the epoch of our monotonic clock to the request.
     requested_at: float = 0.0
+    # Whether both what was asked and the server behind it are so near that distance costs nothing.
+    is_near: bool = False
     # The worst delay of our own timer meanwhile, seconds.
     noise_seconds: float = 0.0
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ NOISY_SECONDS = 0.05
 TRIES = 3
 NOISY_TRIES = 6
 SURE = 0.7
+NEAR_SECONDS = 0.02
+"""To connect and to shake hands over TLS takes no longer in the same room."""
 LEAST_SURE = 0.55
 """Below this a finding is a doubt."""
 
@@ -68,6 +72,7 @@ class Walk:
         self.metronome = Metronome()
         self._stream_options = True
         self._limit_name = "max_tokens"
+        self._near: set[str] = set()
         self._emitters: dict[str, bool] = {}
         self._cached: dict[str, Finding] = {}
         self._elsewhere: Hop | None = None
@@ -76,6 +81,7 @@ class Walk:
     def begin(self) -> None:
         """Start the long silences: they wait beside everything else. Raises CheckError."""
         self.model = self.model or self._first_model(self.hops[0].target)
+        self._near = {hop.target.name for hop in self.hops if _is_near(hop.target)}
         if self.options.silence_seconds:
             self._begin_silences()
 
@@ -127,7 +133,9 @@ class Walk:
         """Ask the backend's emitter."""
         body = json.dumps({"run": plan.run}).encode() if way.method == "POST" else b""
         limit = plan.seconds + EMISSION_SLACK_SECONDS
-        return self.ask(target, way, Ask(plan.path, body, limit))
+        seen = self.ask(target, way, Ask(plan.path, body, limit))
+        seen.is_near = target.name in self._near and (seen.connect_seconds or 1) < NEAR_SECONDS
+        return seen
 
     def again(self, target: Target, way: Way) -> Observation:
         """Ask once more in the same way."""
@@ -365,6 +373,20 @@ class Walk:
                     first = dataclasses.replace(found[0], ways=(str(seen.way),), source="emitter")
                     # What else is wrong there, a truncation above all, may have cut it as well.
                     hop.findings = [*hop.findings, first]
+
+
+def _is_near(target: Target) -> bool:
+    """Whether the server itself is near: what lies between it and us costs no time then."""
+    if not target.origin:
+        return False
+    parts = urllib.parse.urlsplit(target.origin)
+    try:
+        began = time.monotonic()
+        place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        socket.create_connection(place, timeout=5).close()
+        return time.monotonic() - began < NEAR_SECONDS / 2
+    except OSError:
+        return False
 
 
 def _no_stream(seen: Observation) -> str | None:

@@ -119,7 +119,9 @@ def in_backend(file: str, change: str) -> tuple[str, str]:
 
 SAYS_YES = in_backend("outlet.py", 'sed -i \'/x-accel-buffering/s/b"no"/b"yes"/\' {}')
 HOLDS = in_backend("asgi.py", f"cat >> {{}} <<'END'\n{HOLDING_MIDDLEWARE}\nEND")
-SWALLOWS = in_backend("answer.py", "sed -i -e 's/leaving in done/False/; s/pump, leaving/pump/' {}")
+SWALLOWS = in_backend(
+    "answer.py", "sed -i 's/leaving in done/False/; s/{{pump, leaving}}/{{pump}}/' {}"
+)
 LISTENS = in_nginx("", "", "/proxy_ignore_headers X-Accel/d")
 
 FAULTS = [
