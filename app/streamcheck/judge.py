@@ -150,4 +150,6 @@ def verdict(hops: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    """End it with a full stop, and begin it with a capital, but for names: nginx keeps its n."""
+    first = text[:1].upper() if text.startswith(("the ", "every ")) else text[:1]
+    return f"{first}{text[1:]}."

@@ -9,19 +9,16 @@ from typing import Any
 
 import jinja2
 
-from streamcheck.text import (
+from streamcheck.timeline import (
     ENDED_BADLY,
-    Report,
     Timeline,
     asked_with,
-    cleaned,
-    figure,
     hop_timelines,
     marks,
-    number,
     timeline,
     together,
 )
+from streamcheck.values import Report, cleaned, figure, number
 
 # The drawing's own units: ticks that fall into the same one are drawn as one.
 WIDTH, HEIGHT = 1000, 100

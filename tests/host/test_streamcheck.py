@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults import FAULTS, Fault
-from servers import INVENTORY, Server, figure
+from servers import INVENTORY, Server, figure, playbook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 from confusion import Checked, Confusion, check
@@ -115,6 +115,28 @@ def test_the_rest_of_the_promise(engine: Server) -> None:
         needs_emitter = name in ("silence", "slow_reader") and hop in ("vllm", "litellm")
         assert result == ("skipped" if needs_emitter else "passed"), f"{name} at {hop}"
     assert len(seen.deep) == 25
+
+
+@pytest.mark.breaks
+def test_a_run_fails_with_the_verdict_and_so_does_the_unit(engine: Server) -> None:
+    fault = next(fault for fault in FAULTS if fault.name == "nginx: proxy_buffering on")
+    unit = "millrace-streamcheck.service"
+    engine.run(fault.do)
+    try:
+        done = playbook("playbooks/verify.yml", "--limit", engine.name)
+        engine.run(f"systemctl start {unit}", check=False, timeout=200)
+        failed = engine.run("systemctl --failed --plain --no-legend")
+        journal = engine.run(f"journalctl -u {unit} -n 20 -o cat --no-pager")
+    finally:
+        engine.run(fault.undo)
+    assert done.returncode != 0
+    for said in (done.stdout, journal):
+        assert "nginx on the server breaks the stream" in said
+        assert "proxy_buffering off" in said
+    assert unit in failed
+    assert playbook("playbooks/verify.yml", "--limit", engine.name).returncode == 0
+    engine.run(f"systemctl start {unit}", timeout=200)
+    assert unit not in engine.run("systemctl --failed --plain --no-legend")
 
 
 @pytest.mark.breaks

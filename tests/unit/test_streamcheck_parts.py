@@ -192,6 +192,48 @@ def test_missing_and_doubled_events() -> None:
     assert found(missing) == found(doubled) == ["events_lost"]
 
 
+def test_a_cut_in_the_silence_is_told_with_its_length() -> None:
+    quiet = dataclasses.replace(PLAN, silence_seconds=32.0)
+    cut = emitted(lambda s: s, ended="cut", digest_right=None, end_seconds=21.4)
+    first = emission.judge(cut, quiet)[0]
+    assert (first.kind, first.detail) == ("cut_on_silence", {"seconds": 20.2})
+    soon = emitted(lambda s: s, ended="cut", digest_right=None, end_seconds=1.3)
+    assert emission.judge(soon, quiet)[0].kind == "truncated"
+    assert emission.judge(emitted(lambda s: s + (s > 0.5) * 32), quiet) == []
+
+
+def test_the_plan_knows_its_length_and_address() -> None:
+    plan = Plan("r", events=10, paces_ms=(10, 30), lead_ms=100, silence_seconds=3)
+    assert plan.seconds == pytest.approx(3.3)
+    assert plan.path.startswith("/streamcheck?run=r&events=10&pace_ms=10,30&lead_ms=100")
+    assert "heartbeats=1" in plan.path
+    assert "heartbeats=0" in dataclasses.replace(plan, heartbeats=False).path
+
+
+@pytest.mark.parametrize(
+    ("late", "near", "kinds_found"),
+    [(0.041, True, ["delayed"]), (0.02, True, []), (0.041, False, [])],
+)
+def test_an_even_delay_without_a_shared_clock(late: float, near: bool, kinds_found: Any) -> None:
+    """Only where there is no distance that could be its reason."""
+    assert found(emitted(lambda s: s + late, is_near=near)) == kinds_found
+
+
+@pytest.mark.parametrize(("late", "kinds_found"), [(0.041, ["delayed"]), (0.02, [])])
+def test_an_even_delay_on_a_shared_clock(
+    late: float, kinds_found: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request may take its time: what counts is from the sending on."""
+    monkeypatch.setattr(emission, "_boot", lambda: "here")
+    start = {"boot": "here", "started_monotonic": 1000.7}
+    seen = emitted(lambda s: s + late + 0.7, start=start, requested_at=1000.0)
+    assert found(seen) == kinds_found
+    elsewhere = dataclasses.replace(seen, start={**start, "boot": "there"})
+    assert found(elsewhere) == []
+    monkeypatch.setattr(emission, "_boot", lambda: None)
+    assert found(dataclasses.replace(seen, start={**start, "boot": None})) == []
+
+
 def answered(times: list[float], **more: Any) -> Observation:
     """A model's answer with an event at each time."""
     seen = Observation(Way("generation"), 200, "1.1", {"content-type": "text/event-stream"})
@@ -237,6 +279,62 @@ def test_a_first_token_that_waits() -> None:
     assert judge.findings_of(far, steady(0.012), PLAN) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"ended": "cut"}, "truncated"),
+        ({"ended": "end", "finish_seen": False}, "truncated"),
+        ({"ended": "cut", "end_seconds": 30.0}, "cut_on_silence"),
+        ({"ended": "error_event"}, "error_in_stream"),
+        ({"http_version": "1.0"}, "http_1_0_downgrade"),
+        ({"headers": {"content-type": "application/json"}}, "content_type_changed"),
+        ({"status": 502, "error": "no"}, "request_refused"),
+    ],
+)
+def test_what_an_answer_tells(change: dict[str, Any], kind: str) -> None:
+    seen = dataclasses.replace(steady(0.012), **change)
+    assert [f.kind for f in judge.findings_of(seen, None, PLAN)] == [kind]
+
+
+def test_an_end_without_done_is_a_loss_only_where_the_hop_behind_has_it() -> None:
+    seen = dataclasses.replace(steady(0.012), ended="end")
+    assert generation.judge(seen, None) == []
+    assert [f.kind for f in generation.judge(seen, steady(0.012))] == ["truncated"]
+    assert generation.judge(seen, seen) == []
+
+
+def same(**more: Any) -> Observation:
+    return dataclasses.replace(steady(0.012), **{"answer_id": "id-1", "text": "words", **more})
+
+
+@pytest.mark.parametrize(
+    ("again", "sure"),
+    [
+        (same(headers={"age": "3"}), 0.97),
+        (same(headers={"cf-cache-status": "HIT"}), 0.97),
+        (same(headers={"x-cache": "hit from edge"}), 0.97),
+        (same(end_seconds=0.2), 0.85),
+        (same(), None),
+        (same(answer_id="id-2", headers={"age": "3"}), None),
+        (same(text="other", headers={"age": "3"}), None),
+        (same(answer_id=""), None),
+    ],
+)
+def test_the_same_answer_twice(again: Observation, sure: float | None) -> None:
+    """Some services give every answer the same id: that alone is no cache."""
+    kept = generation.kept_somewhere(same(), again)
+    assert (kept.confidence if kept else None) == sure
+
+
+def test_the_emitters_own_stamp_proves_a_cache() -> None:
+    first, again = same(start={"started_monotonic": 5.0}), same(start={"started_monotonic": 5.0})
+    other = same(start={"started_monotonic": 6.0})
+    kept = generation.kept_somewhere(first, again)
+    assert kept is not None
+    assert kept.confidence == 0.99
+    assert generation.kept_somewhere(first, other) is None
+
+
 # Verdicts ------------------------------------------------------------------------------------
 
 
@@ -253,6 +351,38 @@ def test_compressed_answers_alone_held() -> None:
     broken = hop("nginx", steady(0.012), held)
     findings = judge.judge(broken, hop("backend", steady(0.012)), PLAN)
     assert [finding.kind for finding in findings] == ["compression_held"]
+
+
+def test_held_in_every_coding_is_no_compressors_fault() -> None:
+    coded = {"content-type": "text/event-stream", "content-encoding": "gzip"}
+    both = hop("nginx", answered([0.9] * 64), answered([0.9] * 64, headers=coded))
+    kinds_found = [f.kind for f in judge.judge(both, hop("backend", steady(0.012)), PLAN)]
+    assert kinds_found == ["whole_response_held"]
+
+
+def test_the_emitters_word_on_portions_comes_first() -> None:
+    """Its answers are longer: a short one that is held whole may be less than a buffer."""
+    step = emitted(lambda s: (s // 0.2 + 1) * 0.2)
+    seen = hop("nginx", answered([0.9] * 64), step)
+    findings = judge.judge(seen, hop("backend", steady(0.012)), PLAN)
+    assert [(f.kind, f.source) for f in findings] == [
+        ("batched_time", "emitter"), ("whole_response_held", "generation"),
+    ]  # fmt: skip
+
+
+def test_a_late_first_token_counts_when_every_answer_has_it() -> None:
+    behind, late = hop("engine", steady(0.012)), steady(0.012, start=0.15)
+    assert [f.kind for f in judge.judge(hop("proxy", late, late), behind, PLAN)] == ["delayed"]
+    assert judge.judge(hop("proxy", late, steady(0.012)), behind, PLAN) == []
+    # Where the emitter answers, it knows better.
+    assert judge.judge(hop("proxy", late, emitted(lambda s: s)), behind, PLAN) == []
+
+
+def test_how_sure_a_healthy_verdict_is() -> None:
+    told = [report.hop_entry(hop("public", steady(0.012)))]
+    assert judge.verdict(told)["confidence"] == 0.9
+    told = [report.hop_entry(hop("public", steady(0.012), emitted(lambda s: s)))]
+    assert judge.verdict(told)["confidence"] == 0.99
 
 
 def test_the_first_hop_that_breaks_is_named() -> None:
@@ -362,3 +492,27 @@ def test_a_chain_that_is_not_as_it_should_be(tmp_path: Path, text: str) -> None:
     (tmp_path / "chain.json").write_text(text)
     with pytest.raises(CheckError, match="millrace site"):
         chain.from_file(tmp_path / "chain.json")
+
+
+@pytest.mark.parametrize("text", ["", "two words", "a\nb", "caf\xe9 "])
+def test_a_key_file_holds_one_key(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckError, match="key file"):
+        chain.read_key(tmp_path / "key")
+    (tmp_path / "key").write_text("  sk-1 \n")
+    assert chain.read_key(tmp_path / "key") == "sk-1"
+
+
+def test_a_server_of_the_inventory(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("k1")
+    told = {"url": "https://203.0.113.10", "ca": "ca", "model": "m", "ssh": ["-p", "22", "h"],
+            "key_file": str(tmp_path / "key")}  # fmt: skip
+    service = tmp_path / "service.json"
+    service.write_text(json.dumps(told))
+    read = chain.from_service(service, "")
+    assert (read.hops[0].url, read.hops[0].key) == ("https://203.0.113.10/v1", "k1")
+    assert read.ssh == ["-p", "22", "h"]
+    named = chain.from_service(service, "k2", address="https://chat.example", outside_only=True)
+    assert (named.hops[0].url, named.hops[0].key) == ("https://chat.example/v1", "k2")
+    assert named.hops[0].origin == "https://203.0.113.10/v1"
+    assert named.ssh == []

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from streamcheck.page import plot, render_page
-from streamcheck.text import Timeline, render, shown, together
+from streamcheck.text import render
+from streamcheck.timeline import Timeline, shown, together
 
 CHAIN = ("vllm", "litellm", "backend", "nginx", "public")
 HOSTILE = "<script>alert(1)</script>\x1b[31mred\r\nnext line\u202e\x9b1m \ud800 水車"
