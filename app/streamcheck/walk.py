@@ -36,6 +36,7 @@ from streamcheck.wire import NotOfferedError
 
 TOKENS = 64
 LONGER_TOKENS = 320
+ANY_MODEL = "default"
 GENERATION_SECONDS = 60.0
 EMISSION_SLACK_SECONDS = 15.0
 NOISY_SECONDS = 0.05
@@ -165,6 +166,10 @@ class Walk:
     def _first_model(self, target: Target) -> str:
         seen = self.ask(target, Way("generation", "GET"), Ask("/models", limit_seconds=20))
         where = f"{target.title} ({target.url}/models)"
+        if seen.status in (404, 405, 501):
+            # Small servers list none and take any name.
+            self.notes.append(f"{where} lists no model: asked for {ANY_MODEL!r} (or give --model).")
+            return ANY_MODEL
         if seen.status in (401, 403):
             raise CheckError(f"{where}: {_no_stream(seen)}")
         if seen.status != 200:
@@ -206,6 +211,8 @@ class Walk:
                 return
             if not hop.observations and (why := _no_stream(seen)):
                 hop.error = f"{target.title} ({target.url}): {why}"
+                if self.model == ANY_MODEL:
+                    hop.error += "; is this the address of an OpenAI-compatible API?"
                 return
             hop.observations.append(seen)
         if self.has_emitter(target):

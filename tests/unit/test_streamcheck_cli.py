@@ -219,13 +219,20 @@ def test_gigabytes_without_an_end_take_little_memory(engine: EngineStandin) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_neither_models_nor_chats(capsys: pytest.CaptureFixture[str], serve: Serve) -> None:
+    url = serve(lambda request: answer_json(request, 404, {"detail": "Not Found"}))
+    line = refused(capsys, url)
+    assert "404" in line
+    assert "OpenAI-compatible API?" in line
+
+
 def test_a_service_that_knows_less(capsys: pytest.CaptureFixture[str], serve: Serve) -> None:
-    """No stream_options, no max_tokens: the check asks again without."""
+    """No list of models, no stream_options, no max_tokens: the check asks again without."""
     asked: list[dict[str, Any]] = []
 
     def answer(request: Handler) -> None:
         if request.command == "GET":
-            answer_json(request, 200, {"data": [{"id": "m"}]})
+            answer_json(request, 404, {"error": {"message": "no such path"}})
             return
         body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         asked.append(body)
