@@ -18,11 +18,12 @@ from typing import Any
 
 from streamcheck import chain as chains
 from streamcheck import deep, engine, keep, remote, report, text
+from streamcheck.asker import TOKENS, Asker
 from streamcheck.chain import Chain
 from streamcheck.model import CheckError
 from streamcheck.page import render_page
 from streamcheck.progress import Progress
-from streamcheck.walk import Options, Walk
+from streamcheck.walk import SILENCE_SECONDS, Walk
 
 EXIT = {"streams": 0, "broken": 1, "unsure": 2, "unreachable": 2}
 EPILOG = """\
@@ -62,10 +63,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("how much").add_argument
     add("--deep", nargs="?", const=",".join(deep.CHECKS), default="", metavar="CHECKS",
         help=f"also check {', '.join(deep.CHECKS)}: all, or those named; takes over two minutes")
-    add("--silence", type=float, default=Options.silence_seconds, metavar="SECONDS",
+    add("--silence", type=float, default=SILENCE_SECONDS, metavar="SECONDS",
         help="a silence that each hop must bear without heartbeats, twice their interval "
         "(default: %(default)g; 0: leave it out)")
-    add("--tokens", type=int, default=Options.tokens, metavar="N",
+    add("--tokens", type=int, default=TOKENS, metavar="N",
         help="length of the answers asked for (default: %(default)s)")
     add = parser.add_argument_group("what is shown").add_argument
     add("--json", action="store_true", help="print the report as JSON")
@@ -167,7 +168,8 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Walk and return the report. Raises CheckError."""
     started, began = datetime.datetime.now(datetime.UTC), time.monotonic()
     chain = _chain(args)
-    walk = Walk(chain, Options(args.silence, args.tokens), progress.say)
+    asker = Asker(chain.model, args.tokens)
+    walk = Walk(chain.hops, asker, progress.say, args.silence)
     walk.begin()
     more = deep.Deep(walk, args.deep)
     more.begin()
@@ -184,12 +186,12 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     if args.deep and not any(hop.error for hop in hops):
         checks += _deep(chain, more)
         checks.sort(key=lambda entry: deep.CHECKS.index(entry["name"]))
-    walk.metronome.stop()
+    asker.metronome.stop()
     where = "server" if args.chain else "here"
     return report.report(
         [*entries, *map(report.hop_entry, hops)], started=started,
-        took_seconds=time.monotonic() - began, noise=[*noise, walk.metronome.summary(where)],
-        notes=[*notes, *walk.notes], checks=checks,
+        took_seconds=time.monotonic() - began, noise=[*noise, asker.metronome.summary(where)],
+        notes=[*notes, *asker.notes], checks=checks,
     )  # fmt: skip
 
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from streamcheck import features
+from streamcheck.asker import GENERATION_SECONDS
 from streamcheck.emission import HELD_SECONDS, Plan
 from streamcheck.engine import Running
 from streamcheck.judge import findings_of
 from streamcheck.model import CheckError, Finding, Hop, Observation, Way
 from streamcheck.probe import Ask, chat
-from streamcheck.walk import GENERATION_SECONDS, Walk
+from streamcheck.walk import Walk
 
 CHECKS = ("silence", "leave", "prompt", "awkward", "slow_reader")
 
@@ -45,6 +46,7 @@ class Deep:
 
     def __init__(self, walk: Walk, names: Iterable[str]) -> None:
         self.walk = walk
+        self.asker = walk.asker
         self.names = list(names)
         self.entries: list[Entry] = []
         self.running: Running | None = None
@@ -88,14 +90,14 @@ class Deep:
     # Silence --------------------------------------------------------------------------------
 
     def _begin_silence(self, hop: Hop) -> Callable[[], None] | None:
-        if not self.walk.has_emitter(hop.target):
+        if not self.asker.has_emitter(hop.target):
             self._tell(hop, "silence", "skipped", NO_EMITTER)
             return None
-        plan = self.walk.silent_plan(SILENCE_SECONDS, heartbeats=True)
+        plan = self.asker.silent_plan(SILENCE_SECONDS, heartbeats=True)
         way = Way("emitter", "GET")
         got: list[Observation] = []
         thread = threading.Thread(
-            target=lambda: got.append(self.walk.emission(hop.target, way, plan)), daemon=True
+            target=lambda: got.append(self.asker.emission(hop.target, way, plan)), daemon=True
         )
         thread.start()
 
@@ -152,9 +154,9 @@ class Deep:
         def enough(seen: Observation) -> bool:
             return seen.events >= 5 and (running() or 0) > 0
 
-        body = chat(self.walk.model, "Go on and on.", max_tokens=4000, ignore_eos=True)
+        body = chat(self.asker.model, "Go on and on.", max_tokens=4000, ignore_eos=True)
         ask = Ask("/chat/completions", body, GENERATION_SECONDS, leave=enough)
-        return self.walk.ask(hop.target, way, ask)
+        return self.asker.ask(hop.target, way, ask)
 
     @staticmethod
     def _until(running: Running, count: float, seconds: float) -> bool:
@@ -172,9 +174,9 @@ class Deep:
         words = "water wheel river mill stone "
         text = (words * (PROMPT_BYTES // len(words) + 1))[:PROMPT_BYTES]
         for more in ({"truncate_prompt_tokens": 512}, {}):
-            body = chat(self.walk.model, text, max_tokens=8, **more)
+            body = chat(self.asker.model, text, max_tokens=8, **more)
             ask = Ask("/chat/completions", body, GENERATION_SECONDS)
-            seen = self.walk.ask(hop.target, Way("generation"), ask)
+            seen = self.asker.ask(hop.target, Way("generation"), ask)
             if seen.status == 200:
                 break
         said = (seen.error or "").lower()
@@ -189,9 +191,9 @@ class Deep:
             self._tell(hop, "prompt", "failed", told, "request_refused", seen.way)
 
     def _awkward(self, hop: Hop) -> None:
-        if self.walk.has_emitter(hop.target):
-            plan = Plan(self.walk.run_name, 8, (5,), 0, awkward=True)
-            seen = self.walk.emission(hop.target, Way("emitter"), plan)
+        if self.asker.has_emitter(hop.target):
+            plan = Plan(self.asker.run_name, 8, (5,), 0, awkward=True)
+            seen = self.asker.emission(hop.target, Way("emitter"), plan)
             found = [f for f in findings_of(seen, None, plan) if f.kind != "first_byte_held"]
             if found:
                 self._tell(hop, "awkward", "failed", found[0].summary, found[0].kind, seen.way)
@@ -200,9 +202,9 @@ class Deep:
             return
         # The engine is made to say it: its grammar allows this one text and no other.
         forced = {"structured_outputs": {"choice": [AWKWARD_TEXT]}}
-        body = chat(self.walk.model, "Say it.", max_tokens=1000, **forced)
+        body = chat(self.asker.model, "Say it.", max_tokens=1000, **forced)
         ask = Ask("/chat/completions", body, GENERATION_SECONDS)
-        seen = self.walk.ask(hop.target, Way("generation"), ask)
+        seen = self.asker.ask(hop.target, Way("generation"), ask)
         if seen.status in (400, 404, 422):
             self._tell(hop, "awkward", "skipped", f"the engine takes no grammar: {seen.error}")
         elif seen.text == AWKWARD_TEXT and seen.ended == "terminal":
@@ -216,18 +218,20 @@ class Deep:
 
     def _slow_reader(self, hop: Hop) -> None:
         """Let one client read slowly and see whether another's events come late."""
-        if not self.walk.has_emitter(hop.target):
+        if not self.asker.has_emitter(hop.target):
             self._tell(hop, "slow_reader", "skipped", NO_EMITTER)
             return
         way = Way("emitter")
-        much = Plan(self.walk.run_name, 2000, (1,), 0, size=4000)
+        much = Plan(self.asker.run_name, 2000, (1,), 0, size=4000)
         until = time.monotonic() + 8
         slow = Ask(
             much.path, b"{}", 12, leave=lambda _: time.monotonic() > until,
             reading_pause_seconds=0.2, receive_buffer=4096,
         )  # fmt: skip
         reader = threading.Thread(
-            target=lambda: self.walk.ask(hop.target, way, slow), daemon=True, name="slow reader"
+            target=lambda: self.asker.ask(hop.target, way, slow),
+            daemon=True,
+            name="slow reader",
         )
         reader.start()
         time.sleep(1)
@@ -235,7 +239,7 @@ class Deep:
         for _ in range(3):
             if not reader.is_alive():
                 break
-            seen = self.walk.emission(hop.target, way, self.walk.plan)
+            seen = self.asker.emission(hop.target, way, self.asker.plan)
             # Late events, or a whole answer that had to wait its turn.
             middle = statistics.median(features.delays(seen) or [9.0])
             late = min(late, max(middle, (seen.headers_seconds or 9.0) - WAIT_SECONDS))

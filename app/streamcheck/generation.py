@@ -130,9 +130,9 @@ def _cache_words(seen: Observation) -> str:
 
 
 def slower(seen: Observation, behind: Observation) -> Finding | None:
-    """Say whether tokens come at less than 0.6 of the pace at which the hop behind gives them."""
+    """Say whether tokens come at less than half the pace at which the hop behind gives them."""
     ours, theirs = features.pace(seen), features.pace(behind)
-    if not ours or not theirs or seen.events < FEWEST_EVENTS or theirs > 0.6 * ours:
+    if not ours or not theirs or seen.events < FEWEST_EVENTS or theirs > 0.5 * ours:
         return None
     if ours < 0.002:
         return None

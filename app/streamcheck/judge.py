@@ -39,7 +39,9 @@ def findings_of(
     if seen.way.source == "emitter":
         return emission.judge(seen, plan)
     found = generation.judge(seen, behind)
-    if behind is not None and not found:
+    # One that was seen by another machine, at another time, has no connection of ours: its portions
+    # count, its pace may have changed since.
+    if behind is not None and behind.connect_seconds is not None and not found:
         allowed = SETUP_SECONDS.get(hop, emission.ADDED_SECONDS)
         beside = (generation.slower(seen, behind), generation.later(seen, behind, allowed))
         found = [worse for worse in beside if worse]

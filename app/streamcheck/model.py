@@ -122,6 +122,8 @@ class Observation:
     is_near: bool = False
     # The worst delay of our own timer meanwhile, seconds.
     noise_seconds: float = 0.0
+    # How much of this machine's processors was at work meanwhile, 0 to 1.
+    busy_share: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_what_is_no_stream(
 def test_a_server_that_never_answers(
     capsys: pytest.CaptureFixture[str], engine: EngineStandin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamcheck.walk.GENERATION_SECONDS", 2)
+    monkeypatch.setattr("streamcheck.asker.GENERATION_SECONDS", 2)
     with FaultyProxy(engine.url, "never_answers") as proxy:
         assert "never answers" in refused(capsys, proxy.url, "--model=standin")
 

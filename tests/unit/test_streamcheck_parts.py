@@ -17,7 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from backports import zstd
 from hypothesis import given
-from streamcheck import chain, emission, features, generation, judge, kinds, report
+from streamcheck import chain, doubts, emission, features, generation, judge, kinds, noise, report
 from streamcheck.decode import LARGEST_STEP_BYTES, CodingError, decoder
 from streamcheck.emission import Plan
 from streamcheck.model import Arrival, CheckError, Hop, Numbered, Observation, Target, Way
@@ -268,7 +268,24 @@ def test_a_burst_at_both_hops_is_the_engines() -> None:
 
 def test_a_hop_that_gives_less_than_the_hop_behind() -> None:
     assert [f.kind for f in judge.findings_of(steady(0.05), steady(0.01), PLAN)] == ["slow_hop"]
-    assert judge.findings_of(steady(0.05), steady(0.045), PLAN) == []
+    assert judge.findings_of(steady(0.05), steady(0.03), PLAN) == []
+    elsewhere = dataclasses.replace(steady(0.01), connect_seconds=None)
+    assert judge.findings_of(steady(0.05), elsewhere, PLAN) == []
+
+
+def test_a_busy_machine_excuses_what_load_does() -> None:
+    busy = dataclasses.replace(steady(0.05), busy_share=0.97)
+    assert doubts._is_excused("slow_hop", busy)
+    assert not doubts._is_excused("batched_bytes", busy)
+    assert not doubts._is_excused("slow_hop", steady(0.05))
+    stalled = dataclasses.replace(steady(0.05), noise_seconds=0.2)
+    assert doubts._is_excused("batched_bytes", stalled)
+    assert not doubts._is_excused("truncated", stalled)
+
+
+def test_processors_are_counted() -> None:
+    worked, passed = noise.processor_ticks()
+    assert 0 < worked < passed
 
 
 def test_a_first_token_that_waits() -> None:

@@ -1,0 +1,161 @@
+"""What looks broken is asked for again, until it is sure, refuted, or plainly unsure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from streamcheck import features, generation
+from streamcheck.asker import Asker
+from streamcheck.judge import TIMING_KINDS, findings_of, plainest
+from streamcheck.kinds import PORTIONS
+from streamcheck.model import Finding, Hop, Observation
+
+LONGER_TOKENS = 320
+NOISY_SECONDS = 0.05
+"""When this machine itself slept so long, a late event is no sign of anything."""
+BUSY_SHARE = 0.9
+"""When this machine's processors had so little rest, a hop on it may be slow for want of them."""
+LOAD_KINDS = ("slow_hop", "delayed")
+TRIES = 3
+NOISY_TRIES = 6
+SURE = 0.7
+LEAST_SURE = 0.55
+"""Below this a finding is a doubt."""
+
+
+class Doubts:
+    """Settles a hop's findings. `elsewhere`: a hop that only another machine can ask."""
+
+    def __init__(self, asker: Asker, say: Callable[[str], None], *, elsewhere: Hop | None) -> None:
+        self._asker = asker
+        self._say = say
+        self._elsewhere = elsewhere
+
+    def settle(self, hop: Hop, behind: Hop | None) -> None:
+        """Keep the findings that come again; drop with a note what came once only."""
+        kept: list[Finding] = []
+        for found in hop.findings:
+            if kept:
+                # One is proved and names the hop: the others stand as they were seen.
+                kept.append(found)
+                continue
+            sure = self._repeat(hop, behind, found)
+            if sure is not None:
+                kept.append(sure)
+        hop.findings = kept
+        if kept and kept[0].kind in PORTIONS and kept[0].source == "generation":
+            self._weigh(hop, behind, kept[0])
+
+    def _repeat(self, hop: Hop, behind: Hop | None, found: Finding) -> Finding | None:
+        """Ask again in a way that showed `found` until it is clear; None when it did not hold."""
+        if found.kind == "cached":
+            return found  # It took two answers to be seen.
+        way = next(s.way for s in hop.observations if str(s.way) in found.ways
+                   and s.way.source == found.source)  # fmt: skip
+        came, asked = 1, 1
+        for _ in range(NOISY_TRIES):
+            self._say(f"{hop.target.name}: again, for {found.kind}")
+            reference = plainest(behind)
+            if behind not in (None, self._elsewhere) and way.source == "generation":
+                assert behind is not None
+                reference = self._asker.generation(
+                    behind.target, reference.way if reference else way
+                )
+            seen = self._asker.again(hop.target, way)
+            now = {
+                f.kind: f for f in findings_of(seen, reference, self._asker.plan, hop.target.name)
+            }
+            portions = [now[kind] for kind in PORTIONS if kind in now]
+            same = found.kind in now or (
+                found.kind in (*PORTIONS, "compression_held") and bool(portions)
+            )
+            if _is_excused(found.kind, seen):
+                continue
+            came, asked = came + same, asked + 1
+            if found.kind in PORTIONS and portions and found.source == "emitter":
+                # Asked for alone, the portions are the hop's own and not those of a crowd.
+                found = dataclasses.replace(portions[0], ways=found.ways, source=found.source)
+            if asked >= TRIES or (came == asked == 2):
+                break
+        if asked == 1:
+            hop.doubts.append(
+                f"{found.summary}; but this machine itself is too busy to tell (its timers are "
+                f"{1000 * NOISY_SECONDS:.0f} ms late and more, or its processors never rest)"
+            )
+            return None
+        if came * 2 <= asked:
+            self._asker.notes.append(f"{hop.target.title}: once, and not again: {found.summary}")
+            return None
+        confidence = round(found.confidence * came / asked, 2)
+        if confidence < LEAST_SURE:
+            hop.doubts.append(f"{came} times of {asked}: {found.summary}")
+            return None
+        return dataclasses.replace(found, confidence=confidence)
+
+    def _weigh(self, hop: Hop, behind: Hop | None, found: Finding) -> None:
+        """Portions of real answers: ask for a longer one, which tells a hold from a batch, and a
+        quick engine from both.
+        """
+        way = next(s.way for s in hop.of("generation") if str(s.way) in found.ways)
+        self._say(f"{hop.target.name}: a longer answer, for {found.kind}")
+        emitted = [f for f in hop.findings if f.source == "emitter" and f.kind in PORTIONS]
+        short = self._asker.generation(hop.target, way, 16)
+        long = self._asker.generation(hop.target, way, LONGER_TOKENS)
+        rest = [f for f in hop.findings if f is not found]
+        streams_otherwise = bool(hop.of("emitter")) and not emitted
+        if len([b for b in features.content_bursts(long) if b.events]) > 2:
+            for better in generation.judge(long, plainest(behind)):
+                if better.kind in PORTIONS:
+                    found = dataclasses.replace(better, ways=found.ways, source=found.source)
+        elif _grows(short, long):
+            found = dataclasses.replace(
+                found, confidence=max(found.confidence, 0.95),
+                summary=f"{found.summary}; the first token of a longer answer comes later still",
+            )  # fmt: skip
+        elif behind is None and _lasts(long) > max(0.05, 4 * _lasts(short)):
+            # It takes as long as it is: a stream so quick that its reads touch one another.
+            hop.findings = rest
+            return
+        elif behind is None:
+            hop.findings = rest
+            hop.doubts.append(
+                "short and long answers alike come all at once: either the engine is quicker than "
+                "can be seen, or something answers in its place"
+            )
+            return
+        if found.confidence >= SURE:
+            hop.findings = [found, *rest]
+            if streams_otherwise:
+                self._asker.notes.append(
+                    "The backend's emitter streams through the same address: what holds the "
+                    "model's answers lies behind the backend."
+                )
+            return
+        hop.findings = rest
+        if streams_otherwise:
+            self._asker.notes.append(
+                f"{hop.target.title}: the model gives several tokens at a time."
+            )
+        else:
+            hop.doubts.append(
+                f"{found.summary}: a buffer on the way, or an engine that gives several tokens at "
+                "a time; check the hop behind it as well (--hop) to know"
+            )
+
+
+def _is_excused(kind: str, seen: Observation) -> bool:
+    """Whether this machine could have done it, and not the hop."""
+    stalled = kind in TIMING_KINDS and seen.noise_seconds > NOISY_SECONDS
+    return stalled or (kind in LOAD_KINDS and seen.busy_share > BUSY_SHARE)
+
+
+def _lasts(seen: Observation) -> float:
+    times = [arrival.at for arrival in seen.arrivals if arrival.events]
+    return times[-1] - times[0] if times else 0.0
+
+
+def _grows(short: Observation, long: Observation) -> bool:
+    """Whether the first token waits for the last one."""
+    first, later = short.first_token_seconds, long.first_token_seconds
+    return bool(first and later and later > 1.5 * first and later - first > 0.05)
