@@ -51,9 +51,10 @@ class Doubts:
         """Ask again in a way that showed `found` until it is clear; None when it did not hold."""
         if found.kind == "cached":
             return found  # It took two answers to be seen.
-        way = next(s.way for s in hop.observations if str(s.way) in found.ways
-                   and s.way.source == found.source)  # fmt: skip
-        came, asked = 1, 1
+        first = next(s for s in hop.observations if str(s.way) in found.ways
+                     and s.way.source == found.source)  # fmt: skip
+        way = first.way
+        came = asked = counted = 0 if _is_excused(found.kind, first) else 1
         for _ in range(NOISY_TRIES):
             self._say(f"{hop.target.name}: again, for {found.kind}")
             reference = plainest(behind)
@@ -70,15 +71,15 @@ class Doubts:
             same = found.kind in now or (
                 found.kind in (*PORTIONS, "compression_held") and bool(portions)
             )
-            if _is_excused(found.kind, seen):
-                continue
+            if same and _is_excused(found.kind, seen):
+                continue  # An answer that came well is a proof on any machine.
             came, asked = came + same, asked + 1
             if found.kind in PORTIONS and portions and found.source == "emitter":
                 # Asked for alone, the portions are the hop's own and not those of a crowd.
                 found = dataclasses.replace(portions[0], ways=found.ways, source=found.source)
             if asked >= TRIES or (came == asked == 2):
                 break
-        if asked == 1:
+        if asked == counted:
             hop.doubts.append(
                 f"{found.summary}; but this machine itself is too busy to tell (its timers are "
                 f"{1000 * NOISY_SECONDS:.0f} ms late and more, or its processors never rest)"

@@ -22,6 +22,7 @@ from streamcheck.decode import LARGEST_STEP_BYTES, CodingError, decoder
 from streamcheck.emission import Plan
 from streamcheck.model import Arrival, CheckError, Hop, Numbered, Observation, Target, Way
 from streamcheck.sse import LONGEST_EVENT_BYTES, Parser, TooLongError
+from streamcheck_kit import answered, steady
 
 _NOW = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC)
 STREAM = 'id: 1\ndata: {"a": "\u2028"}\n\n: beat\n\ndata: x\ndata: y\r\n\r\nevent: end\ndata:z\n\n'
@@ -232,20 +233,6 @@ def test_an_even_delay_on_a_shared_clock(
     assert found(elsewhere) == []
     monkeypatch.setattr(emission, "_boot", lambda: None)
     assert found(dataclasses.replace(seen, start={**start, "boot": None})) == []
-
-
-def answered(times: list[float], **more: Any) -> Observation:
-    """A model's answer with an event at each time."""
-    seen = Observation(Way("generation"), 200, "1.1", {"content-type": "text/event-stream"})
-    seen.arrivals = [Arrival(at, 220, 220, 1) for at in times]
-    seen.events, seen.ended, seen.finish_seen = len(times), "terminal", True
-    seen.first_token_seconds, seen.end_seconds = times[0], times[-1]
-    seen.connect_seconds = 0.0002
-    return dataclasses.replace(seen, **more)
-
-
-def steady(pace: float, count: int = 64, start: float = 0.1) -> Observation:
-    return answered([start + n * pace for n in range(count)])
 
 
 @pytest.mark.parametrize("pace", [0.0005, 0.002, 0.012, 0.05, 0.4])
