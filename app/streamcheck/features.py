@@ -79,14 +79,6 @@ def longest_silence(seen: Observation) -> float | None:
     return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
 
-def pace(seen: Observation) -> float | None:
-    """Return the mean seconds per event between the first and the last, None if it has no two."""
-    times = [arrival.at for arrival in seen.arrivals if arrival.events]
-    if seen.events < 2 or len(times) < 2:
-        return None
-    return (times[-1] - times[0]) / (seen.events - 1)
-
-
 def delays(seen: Observation) -> list[float]:
     """Return how much longer each event of the emitter took than the quickest one.
 

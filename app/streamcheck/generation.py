@@ -84,8 +84,7 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
 
 
 def _duration(seen: Observation) -> float:
-    times = [arrival.at for arrival in seen.arrivals if arrival.events]
-    return times[-1] - times[0] if times else 0.0
+    return _last(seen) - _first(seen)
 
 
 def _alone(found: Sequence[features.Burst], interval: float) -> float:
@@ -130,17 +129,31 @@ def _cache_words(seen: Observation) -> str:
 
 
 def slower(seen: Observation, behind: Observation) -> Finding | None:
-    """Say whether tokens come at less than half the pace at which the hop behind gives them."""
-    ours, theirs = features.pace(seen), features.pace(behind)
-    if not ours or not theirs or seen.events < FEWEST_EVENTS or theirs > 0.5 * ours:
+    """Say whether the answer takes more than twice as long as at the hop behind.
+
+    Both are timed from the earlier of the two first tokens on: an answer whose beginning was held
+    up for a moment comes the quicker afterwards, and that is no pace to hold another to.
+    """
+    if min(seen.events, behind.events) < FEWEST_EVENTS:
         return None
-    if ours < 0.002:
+    begin = min(_first(seen), _first(behind))
+    ours, theirs = _last(seen) - begin, _last(behind) - begin
+    if ours < 2 * theirs or ours < SEEN_SECONDS * 2:
         return None
     return Finding(
         "slow_hop", 0.8,
-        f"{1 / ours:.0f} events a second, where the hop behind gives {1 / theirs:.0f}",
-        {"events_per_second": round(1 / ours, 1), "behind": round(1 / theirs, 1)},
+        f"{seen.events / ours:.0f} events a second, where the hop behind gives "
+        f"{behind.events / max(theirs, 0.001):.0f}",
+        {"seconds": round(ours, 3), "behind_seconds": round(theirs, 3)},
     )  # fmt: skip
+
+
+def _first(seen: Observation) -> float:
+    return next((arrival.at for arrival in seen.arrivals if arrival.events), 0.0)
+
+
+def _last(seen: Observation) -> float:
+    return next((arrival.at for arrival in reversed(seen.arrivals) if arrival.events), 0.0)
 
 
 def later(seen: Observation, behind: Observation, allowed_seconds: float) -> Finding | None:

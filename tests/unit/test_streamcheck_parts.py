@@ -260,6 +260,12 @@ def test_a_hop_that_gives_less_than_the_hop_behind() -> None:
     assert judge.findings_of(steady(0.05), elsewhere, PLAN) == []
 
 
+def test_a_stall_at_the_hop_behind_is_no_pace_to_be_held_to() -> None:
+    """What was held up comes quicker afterwards."""
+    stalled = answered([max(0.1 + n * 0.012, 0.7) for n in range(64)])
+    assert judge.findings_of(steady(0.012), stalled, PLAN) == []
+
+
 def test_a_busy_machine_excuses_what_load_does() -> None:
     busy = dataclasses.replace(steady(0.05), busy_share=0.97)
     assert doubts._is_excused("slow_hop", busy)
