@@ -16,9 +16,10 @@ no reader sees the difference."""
 
 @dataclass(frozen=True)
 class Burst:
-    """Reads that came together: when the first one came, and what they brought."""
+    """Reads that came together: when the first and the last one came, and what they brought."""
 
     at: float
+    end: float
     events: int
     size: int
     wire: int
@@ -37,6 +38,7 @@ def bursts(arrivals: Sequence[Arrival], glue: float = GLUE_SECONDS) -> list[Burs
     return [
         Burst(
             group[0].at,
+            group[-1].at,
             sum(a.events for a in group),
             sum(a.size for a in group),
             sum(a.wire for a in group),

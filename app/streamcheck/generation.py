@@ -14,6 +14,8 @@ FEWEST_EVENTS = 8
 """Below this an answer is too short to tell a batch from a burst."""
 SEEN_SECONDS = 0.025
 """Portions closer together than this look like a stream to anybody."""
+READ_SECONDS = 0.015
+"""An event in less than this is quicker than anybody reads, however quick the hop behind is."""
 TOGETHER = 2.0
 """Events per burst from which on they do not come one by one."""
 
@@ -77,9 +79,12 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
             return []
         sure = 0.97 if behind is not None else 0.6
         return [batches(seen, sure, held)]
-    interval = statistics.median(b.at - a.at for a, b in itertools.pairwise(found))
-    if interval < SEEN_SECONDS:
+    # What a reader sees is the silence between two bursts: a quick engine's reads touch one another
+    # for as long as they come.
+    silence = statistics.median(b.at - a.end for a, b in itertools.pairwise(found))
+    if silence < SEEN_SECONDS:
         return []
+    interval = statistics.median(b.at - a.at for a, b in itertools.pairwise(found))
     return [batches(seen, 0.95 if behind is not None else _alone(found, interval), held)]
 
 
@@ -138,7 +143,7 @@ def slower(seen: Observation, behind: Observation) -> Finding | None:
         return None
     begin = min(_first(seen), _first(behind))
     ours, theirs = _last(seen) - begin, _last(behind) - begin
-    if ours < 2 * theirs or ours < SEEN_SECONDS * 2:
+    if ours < 2 * theirs or ours < READ_SECONDS * seen.events:
         return None
     return Finding(
         "slow_hop", 0.8,

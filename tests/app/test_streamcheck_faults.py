@@ -157,6 +157,7 @@ def test_the_first_of_two_faults_is_named(backend: str) -> None:
     ("options", "told"),
     [
         ({"pace_ms": 1}, "a quick engine"),
+        ({"pace_ms": 1.5, "jitter_ms": 4}, "a quick and uneven engine"),
         ({"pace_ms": 150}, "a slow engine"),
         ({"jitter_ms": 30}, "an uneven engine"),
         ({"first_token_ms": 2000}, "a long prefill"),

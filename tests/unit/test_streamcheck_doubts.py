@@ -114,6 +114,14 @@ def test_alone_a_quick_engine_is_no_hold() -> None:
     assert (hop.findings, hop.doubts) == ([], [])
 
 
+def test_alone_a_quick_and_uneven_engine_is_no_hold() -> None:
+    """Short answers come in a burst or two; a longer one flows."""
+    short = answered([0.05 + n * 0.001 for n in range(64)])
+    longer = answered([0.05 + n * 0.001 + (n // 40) * 0.004 for n in range(320)])
+    hop, _ = settle(short, [short], alone=True, n16=steady(0.001, 16), n320=longer)
+    assert (hop.findings, hop.doubts) == ([], [])
+
+
 def test_alone_what_is_as_quick_at_any_length_is_a_doubt() -> None:
     at_once = answered([0.05] * 64)
     hop, _ = settle(at_once, [at_once], alone=True, n16=answered([0.05] * 16),
