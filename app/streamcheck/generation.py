@@ -16,6 +16,8 @@ SEEN_SECONDS = 0.025
 """Portions closer together than this look like a stream to anybody."""
 READ_SECONDS = 0.015
 """An event in less than this is quicker than anybody reads, however quick the hop behind is."""
+AT_ONCE_SECONDS = 0.0005
+"""An event in less than this is written from a buffer; no engine makes tokens so fast."""
 TOGETHER = 2.0
 """Events per burst from which on they do not come one by one."""
 
@@ -74,6 +76,11 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
         return []
     held = seen.first_token_seconds or 0.0
     if len(found) <= 2:
+        # A quick engine's answer is one burst as well, but it takes its time; what was held comes
+        # at once.
+        lasting = sum(burst.end - burst.at for burst in found)
+        if lasting > (AT_ONCE_SECONDS * seen.events if behind is None else 0.3 * _duration(behind)):
+            return []
         # Alone it may be a very quick engine: walk.py asks again for a longer answer.
         if behind is not None and _duration(behind) < 2 * SEEN_SECONDS:
             return []

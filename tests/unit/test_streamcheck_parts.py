@@ -240,6 +240,19 @@ def test_no_steady_engine_is_broken_beside_itself(pace: float) -> None:
     assert judge.findings_of(steady(pace), steady(pace), PLAN) == []
 
 
+def test_a_quick_answer_in_one_burst_is_not_held() -> None:
+    """A thousand tokens a second: its reads touch one another at one hop, and at another not."""
+    touching, apart = (
+        steady(0.001),
+        answered([0.1 + n * 0.001 + (n // 8) * 0.002 for n in range(64)]),
+    )
+    assert generation.judge(touching, apart) == []
+    assert generation.judge(touching, None) == []
+    assert [f.kind for f in generation.judge(answered([0.2] * 64), apart)] == [
+        "whole_response_held"
+    ]
+
+
 def test_batches_alone_are_less_sure_than_beside_the_hop_behind() -> None:
     coalesced = answered([0.1 + (n // 3) * 0.04 for n in range(60)])
     alone = generation.judge(coalesced, None)[0]
