@@ -17,6 +17,8 @@ from streamcheck.noise import Metronome, processor_ticks
 from streamcheck.probe import Ask, chat, observe
 
 TOKENS = 64
+MOST_TOKENS = 512
+SHORTEST_SECONDS = 0.25
 ANY_MODEL = "default"
 GENERATION_SECONDS = 60.0
 EMISSION_SLACK_SECONDS = 15.0
@@ -81,6 +83,19 @@ class Asker:
         seen = self.ask(target, way, Ask(plan.path, body, limit))
         seen.is_near = target.name in self._near and (seen.connect_seconds or 1) < NEAR_SECONDS
         return seen
+
+    def lengthen(self, seen: Observation) -> bool:
+        """Ask for longer answers from now on if `seen` was over at once; whether it is so.
+
+        A thousand tokens a second make an answer that one stall of the machine can cover.
+        """
+        times = [arrival.at for arrival in seen.arrivals if arrival.events]
+        short = len(times) > 1 and times[-1] - times[0] < SHORTEST_SECONDS
+        quick = short and (seen.end_seconds or 9) < 2 * SHORTEST_SECONDS
+        if not quick or self.tokens >= MOST_TOKENS:
+            return False
+        self.tokens = min(MOST_TOKENS, 4 * self.tokens)
+        return True
 
     def again(self, target: Target, way: Way) -> Observation:
         """Ask once more in the same way."""

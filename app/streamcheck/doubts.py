@@ -105,12 +105,12 @@ class Doubts:
         long = self._asker.generation(hop.target, way, LONGER_TOKENS)
         rest = [f for f in hop.findings if f is not found]
         streams_otherwise = bool(hop.of("emitter")) and not emitted
+        better = [f for f in generation.judge(long, plainest(behind)) if f.kind in PORTIONS]
+        if not better:
+            # A longer answer flows: the short one was quick, and nobody held it.
+            hop.findings = rest
+            return
         if len([b for b in features.content_bursts(long) if b.events]) > 2:
-            better = [f for f in generation.judge(long, plainest(behind)) if f.kind in PORTIONS]
-            if not better:
-                # A longer answer flows: the short one was quick, and nobody held it.
-                hop.findings = rest
-                return
             found = dataclasses.replace(better[0], ways=found.ways, source=found.source)
         elif _grows(short, long):
             found = dataclasses.replace(

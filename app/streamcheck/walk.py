@@ -86,6 +86,8 @@ class Walk:
             self.say(f"{target.name}: {way}")
             try:
                 seen = self.asker.generation(target, way)
+                while hop is self.hops[0] and not hop.observations and self.asker.lengthen(seen):
+                    seen = self.asker.generation(target, way)
             except NotOfferedError:
                 offered.discard(way.protocol)
                 continue
