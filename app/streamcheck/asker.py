@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
-from streamcheck import generation
+from streamcheck import features, generation
 from streamcheck.emission import Plan, new_run
 from streamcheck.model import CheckError, Finding, Observation, Target, Way
 from streamcheck.noise import Metronome, processor_ticks
@@ -27,7 +27,7 @@ NEAR_SECONDS = 0.02
 
 
 class Asker:
-    """Sends the requests of one run. `model`: empty until find_model() found one."""
+    """Sends the requests of one run. `model`: empty until look_around() found one."""
 
     def __init__(self, model: str = "", tokens: int = TOKENS) -> None:
         self.model = model
@@ -89,8 +89,8 @@ class Asker:
 
         A thousand tokens a second make an answer that one stall of the machine can cover.
         """
-        times = [arrival.at for arrival in seen.arrivals if arrival.events]
-        short = len(times) > 1 and times[-1] - times[0] < SHORTEST_SECONDS
+        reads = sum(arrival.events > 0 for arrival in seen.arrivals)
+        short = reads > 1 and features.lasting(seen) < SHORTEST_SECONDS
         quick = short and (seen.end_seconds or 9) < 2 * SHORTEST_SECONDS
         if not quick or self.tokens >= MOST_TOKENS:
             return False

@@ -74,8 +74,7 @@ class Deep:
                     self._tell(hop, name, "unsure", str(error))
         for wait in self._quiet:
             wait()
-        order = {name: rank for rank, name in enumerate(CHECKS)}
-        return sorted(self.entries, key=lambda entry: order[entry["name"]])
+        return self.entries
 
     def _tell(
         self, hop: Hop, name: str, result: str, summary: str, kind: str | None = None,

@@ -117,7 +117,7 @@ class Doubts:
                 found, confidence=max(found.confidence, 0.95),
                 summary=f"{found.summary}; the first token of a longer answer comes later still",
             )  # fmt: skip
-        elif behind is None and _lasts(long) > max(0.05, 4 * _lasts(short)):
+        elif behind is None and features.lasting(long) > max(0.05, 4 * features.lasting(short)):
             # It takes as long as it is: a stream so quick that its reads touch one another.
             hop.findings = rest
             return
@@ -152,11 +152,6 @@ def _is_excused(kind: str, seen: Observation) -> bool:
     """Whether this machine could have done it, and not the hop."""
     stalled = kind in TIMING_KINDS and seen.noise_seconds > NOISY_SECONDS
     return stalled or (kind in LOAD_KINDS and seen.busy_share > BUSY_SHARE)
-
-
-def _lasts(seen: Observation) -> float:
-    times = [arrival.at for arrival in seen.arrivals if arrival.events]
-    return times[-1] - times[0] if times else 0.0
 
 
 def _grows(short: Observation, long: Observation) -> bool:

@@ -75,8 +75,7 @@ def judge(seen: Observation, plan: Plan) -> list[Finding]:
 def _ending(seen: Observation, plan: Plan) -> list[Finding]:
     if seen.ended in ("terminal", "left", "too_long"):
         return []
-    last = seen.arrivals[-1].at if seen.arrivals else 0.0
-    quiet = (seen.end_seconds or last) - last
+    quiet = features.quiet_at_the_end(seen)
     if plan.silence_seconds and seen.digest_right is None and quiet >= 1:
         return [
             Finding(

@@ -22,7 +22,6 @@ class Burst:
     end: float
     events: int
     size: int
-    wire: int
     # It ends in the middle of an event: cut by a count of bytes, not by a writer.
     partial: bool
 
@@ -41,7 +40,6 @@ def bursts(arrivals: Sequence[Arrival], glue: float = GLUE_SECONDS) -> list[Burs
             group[-1].at,
             sum(a.events for a in group),
             sum(a.size for a in group),
-            sum(a.wire for a in group),
             group[-1].partial,
         )
         for group in groups
@@ -71,6 +69,18 @@ def event_gaps(seen: Observation) -> list[float]:
     """Return the seconds between events with content; 0 for those of the same read."""
     times = [a.at for a in seen.arrivals for _ in range(a.events)]
     return [after - before for before, after in itertools.pairwise(times)]
+
+
+def lasting(seen: Observation) -> float:
+    """Return the seconds from the first read that brought content to the last; 0.0 of fewer."""
+    times = [arrival.at for arrival in seen.arrivals if arrival.events]
+    return times[-1] - times[0] if times else 0.0
+
+
+def quiet_at_the_end(seen: Observation) -> float:
+    """Return the seconds from the last byte to the end."""
+    last = seen.arrivals[-1].at if seen.arrivals else 0.0
+    return (seen.end_seconds or last) - last
 
 
 def longest_silence(seen: Observation) -> float | None:

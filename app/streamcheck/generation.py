@@ -44,8 +44,7 @@ def judge(seen: Observation, behind: Observation | None) -> list[Finding]:
 def _ending(seen: Observation, behind: Observation | None) -> list[Finding]:
     if seen.ended == "error_event":
         return [Finding("error_in_stream", 0.9, seen.error or "an error came in the stream")]
-    last = seen.arrivals[-1].at if seen.arrivals else 0.0
-    quiet = (seen.end_seconds or last) - last
+    quiet = features.quiet_at_the_end(seen)
     if seen.ended == "cut" or (seen.ended == "end" and not seen.finish_seen):
         if quiet >= 5:
             return [
@@ -78,11 +77,13 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
     if len(found) <= 2:
         # A quick engine's answer is one burst as well, but it takes its time; what was held comes
         # at once.
-        lasting = sum(burst.end - burst.at for burst in found)
-        if lasting > (AT_ONCE_SECONDS * seen.events if behind is None else 0.3 * _duration(behind)):
+        at_once = AT_ONCE_SECONDS * seen.events
+        if behind is not None:
+            at_once = 0.3 * features.lasting(behind)
+        if sum(burst.end - burst.at for burst in found) > at_once:
             return []
         # Alone it may be a very quick engine: walk.py asks again for a longer answer.
-        if behind is not None and _duration(behind) < 2 * SEEN_SECONDS:
+        if behind is not None and features.lasting(behind) < 2 * SEEN_SECONDS:
             return []
         sure = 0.97 if behind is not None else 0.6
         return [batches(seen, sure, held)]
@@ -93,10 +94,6 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
         return []
     interval = statistics.median(b.at - a.at for a, b in itertools.pairwise(found))
     return [batches(seen, 0.95 if behind is not None else _alone(found, interval), held)]
-
-
-def _duration(seen: Observation) -> float:
-    return _last(seen) - _first(seen)
 
 
 def _alone(found: Sequence[features.Burst], interval: float) -> float:

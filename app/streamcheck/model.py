@@ -107,9 +107,8 @@ class Observation:
     text: str = ""
     # The beginning of the body, for what is no stream.
     body: bytes = b""
-    # The answer's own id and birthday: the same twice means that it was kept somewhere.
+    # The answer's own id: the same twice means that it was kept somewhere.
     answer_id: str = ""
-    created: int | None = None
     # Whether a choice said why it ended: the answer was complete, terminal event or not.
     finish_seen: bool = False
     # The emitter's.

@@ -8,6 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+from streamcheck.features import quantile
+
 STEP_SECONDS = 0.004
 KEPT = 60_000
 
@@ -56,9 +58,9 @@ class Metronome:
 
     def summary(self, where: str) -> dict[str, Any]:
         """Return the report's entry: median, 99th percentile and maximum, milliseconds."""
-        late = sorted(late for _, late in list(self._late)) or [0.0]
+        late = [late for _, late in list(self._late)]
 
         def at(share: float) -> float:
-            return round(1000 * max(late[min(int(share * len(late)), len(late) - 1)], 0.0), 2)
+            return round(1000 * max(quantile(late, share), 0.0), 2)
 
         return {"where": where, "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)}

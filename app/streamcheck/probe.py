@@ -179,7 +179,6 @@ class _Reader:
             seen.end_seconds = at
         if not seen.answer_id and isinstance(told.get("id"), str):
             seen.answer_id = told["id"]
-            seen.created = told["created"] if isinstance(told.get("created"), int) else None
         seen.finish_seen = seen.finish_seen or _finish(told)
         usage = told.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):

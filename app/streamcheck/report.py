@@ -26,7 +26,7 @@ def probe(seen: Observation) -> dict[str, Any]:
     gaps = features.gaps(seen)
     reads = [arrival for arrival in seen.arrivals if arrival.events]
     delays = features.delays(seen)
-    tokens = seen.tokens if seen.tokens is not None else None
+    tokens = seen.tokens
     return {
         "source": seen.way.source,
         "way": str(seen.way),
