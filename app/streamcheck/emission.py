@@ -23,6 +23,8 @@ HELD_SECONDS = 0.012
 Nagle's algorithm with delayed acknowledgements (40 ms) does it with 20 ms."""
 ADDED_SECONDS = 0.030
 """Every event later by this on the way through one machine: something waits on purpose."""
+AT_ONCE_SHARE = 0.3
+"""An answer that comes in this share of the time it was made in was held and let go."""
 POWERS = tuple(1 << n for n in range(11, 20))
 """Sizes that buffers have: 2 KiB to 512 KiB."""
 
@@ -168,7 +170,10 @@ def _delays(seen: Observation, plan: Plan) -> list[Finding]:
     if len(together) * 1.5 > sent:
         # Late, but one by one as they were sent: the way's delay varies, nothing gathers them.
         return []
-    return [batches(seen, 0.98, features.delays(seen)[0])]
+    at_once = AT_ONCE_SHARE * features.sent_lasting(seen)
+    if len(together) <= 2 or features.came_at_once(seen, at_once):
+        return [whole_response_held(seen, 0.98, delays[0])]
+    return [batches(seen, 0.98)]
 
 
 def _first_held(seen: Observation, plan: Plan) -> list[Finding]:
@@ -218,20 +223,23 @@ def _boot() -> str | None:
     return hashlib.sha256(said.replace("-", "").strip().encode()).hexdigest()[:16]
 
 
-def batches(seen: Observation, confidence: float, waited: float) -> Finding:
-    """Say in what portions an answer came: all at once, so many bytes, or so many milliseconds.
+def whole_response_held(seen: Observation, confidence: float, waited: float) -> Finding:
+    """Return the finding for an answer that was kept and let go at its end.
 
     `waited`: how long the first event was held, seconds.
     """
+    return Finding(
+        "whole_response_held", confidence,
+        f"all {seen.events} events came at once, {seen.first_token_seconds or 0:.1f} s after "
+        "the request",
+        {"seconds": round(waited, 2)},
+    )  # fmt: skip
+
+
+def batches(seen: Observation, confidence: float) -> Finding:
+    """Say in what portions an answer came: so many bytes, or so many milliseconds."""
     found = features.content_bursts(seen)
     full = [burst for burst in found if burst.events]
-    if len(full) <= 2:
-        return Finding(
-            "whole_response_held", confidence,
-            f"all {seen.events} events came at once, {seen.first_token_seconds or 0:.1f} s after "
-            "the request",
-            {"seconds": round(waited, 2)},
-        )  # fmt: skip
     # The last one holds what was left; the first may have gone through alone.
     inner = found[1:-1] if len(found) > 4 else found[:-1]
     starts = [burst.at for burst in (inner if len(inner) > 2 else found)]

@@ -12,6 +12,8 @@ from streamcheck.model import Arrival, Observation
 GLUE_SECONDS = 0.002
 """Reads closer together than this came as one: no engine makes tokens so fast for one reader, and
 no reader sees the difference."""
+SEEN_SECONDS = 0.025
+"""Portions closer together than this look like a stream to anybody."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,20 @@ def bursts(arrivals: Sequence[Arrival], glue: float = GLUE_SECONDS) -> list[Burs
     ]
 
 
-def content_bursts(seen: Observation) -> list[Burst]:
+def content_bursts(seen: Observation, glue: float = GLUE_SECONDS) -> list[Burst]:
     """Return the bursts from the first that brought content to the last."""
-    found = bursts(seen.arrivals)
+    found = bursts(seen.arrivals, glue)
     with_events = [i for i, burst in enumerate(found) if burst.events]
     return found[with_events[0] : with_events[-1] + 1] if with_events else []
+
+
+def came_at_once(seen: Observation, seconds: float) -> bool:
+    """Say whether all came in one portion, or in one and a rest, written in less than `seconds`.
+
+    Who held an answer takes its time to write it, so what a reader sees together is one portion.
+    """
+    found = [burst for burst in content_bursts(seen, SEEN_SECONDS) if burst.events]
+    return len(found) <= 2 and sum(burst.end - burst.at for burst in found) <= seconds
 
 
 def events_per_burst(seen: Observation) -> float:
@@ -105,6 +116,12 @@ def sent_bursts(seen: Observation) -> int:
     """Return in how many bursts the emitter itself wrote its events, by its own clock."""
     times = [event.sent for event in seen.numbered]
     return 1 + sum(b - a >= GLUE_SECONDS for a, b in itertools.pairwise(times)) if times else 0
+
+
+def sent_lasting(seen: Observation) -> float:
+    """Return the seconds in which the emitter wrote its events, by its own clock."""
+    times = [event.sent for event in seen.numbered]
+    return max(times) - min(times) if times else 0.0
 
 
 def quantile(values: Sequence[float], share: float) -> float:

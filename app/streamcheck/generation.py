@@ -7,13 +7,17 @@ import statistics
 from collections.abc import Sequence
 
 from streamcheck import features
-from streamcheck.emission import batches, content_type_changed, downgraded
+from streamcheck.emission import (
+    AT_ONCE_SHARE,
+    batches,
+    content_type_changed,
+    downgraded,
+    whole_response_held,
+)
 from streamcheck.model import Finding, Observation
 
 FEWEST_EVENTS = 8
 """Below this an answer is too short to tell a batch from a burst."""
-SEEN_SECONDS = 0.025
-"""Portions closer together than this look like a stream to anybody."""
 READ_SECONDS = 0.015
 """An event in less than this is quicker than anybody reads, however quick the hop behind is."""
 AT_ONCE_SECONDS = 0.0005
@@ -68,32 +72,30 @@ def _ending(seen: Observation, behind: Observation | None) -> list[Finding]:
 
 def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
     count = features.events_per_burst(seen)
-    found = [burst for burst in features.content_bursts(seen) if burst.events]
     if count < TOGETHER:
         return []
     if behind is not None and count < TOGETHER * features.events_per_burst(behind):
         return []
     held = seen.first_token_seconds or 0.0
-    if len(found) <= 2:
-        # A quick engine's answer is one burst as well, but it takes its time; what was held comes
-        # at once.
-        at_once = AT_ONCE_SECONDS * seen.events
-        if behind is not None:
-            at_once = 0.3 * features.lasting(behind)
-        if sum(burst.end - burst.at for burst in found) > at_once:
-            return []
+    # A quick engine's answer may be one portion as well, but it takes its time.
+    at_once = AT_ONCE_SECONDS * seen.events
+    if behind is not None:
+        at_once = AT_ONCE_SHARE * features.lasting(behind)
+    if features.came_at_once(seen, at_once):
         # Alone it may be a very quick engine: walk.py asks again for a longer answer.
-        if behind is not None and features.lasting(behind) < 2 * SEEN_SECONDS:
+        if behind is not None and features.lasting(behind) < 2 * features.SEEN_SECONDS:
             return []
-        sure = 0.97 if behind is not None else 0.6
-        return [batches(seen, sure, held)]
+        return [whole_response_held(seen, 0.97 if behind is not None else 0.6, held)]
+    found = [burst for burst in features.content_bursts(seen) if burst.events]
+    if len(found) <= 2:
+        return []
     # What a reader sees is the silence between two bursts: a quick engine's reads touch one another
     # for as long as they come.
     silence = statistics.median(b.at - a.end for a, b in itertools.pairwise(found))
-    if silence < SEEN_SECONDS:
+    if silence < features.SEEN_SECONDS:
         return []
     interval = statistics.median(b.at - a.at for a, b in itertools.pairwise(found))
-    return [batches(seen, 0.95 if behind is not None else _alone(found, interval), held)]
+    return [batches(seen, 0.95 if behind is not None else _alone(found, interval))]
 
 
 def _alone(found: Sequence[features.Burst], interval: float) -> float:
