@@ -31,7 +31,6 @@ class Chain:
     model: str = ""
     # The engine's own metrics, for what only it can tell; empty where they are out of reach.
     metrics: Target | None = None
-    heartbeat_seconds: float = 15.0
     # How to reach the server and the check that is installed there: ssh's arguments.
     ssh: list[str] = field(default_factory=list)
 
@@ -137,7 +136,7 @@ def from_file(path: Path) -> Chain:
                 )
             )
         metrics = Target("metrics", "vLLM's metrics", told["metrics"], seen_from="server")
-        return Chain(hops, told["model"], metrics, float(told["heartbeat_seconds"]))
+        return Chain(hops, told["model"], metrics)
     except KeyError as error:
         raise CheckError(f"{path} has no {error}: run ./millrace site again") from None
 

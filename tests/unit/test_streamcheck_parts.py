@@ -503,7 +503,7 @@ def test_the_servers_own_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         {"name": "litellm", "upstream_of": str(tmp_path / "backend.json"), "key": "one"},
         {"name": "backend", "url": "http://localhost/v1", "connect": "unix:/s", "key": "one"},
     ]
-    told = {"model": "m", "metrics": "http://127.0.0.1:1/metrics", "heartbeat_seconds": 15}
+    told = {"model": "m", "metrics": "http://127.0.0.1:1/metrics"}
     (tmp_path / "chain.json").write_text(json.dumps({**told, "hops": hops}))
     read = chain.from_file(tmp_path / "chain.json")
     assert [hop.url for hop in read.hops] == [
