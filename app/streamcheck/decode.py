@@ -16,49 +16,49 @@ class CodingError(Exception):
     """The body is not what its Content-Encoding says."""
 
 
-def _inflate(window_bits: int) -> Callable[[bytes], bytes]:
+Step = Callable[[bytes], bytes]
+
+
+def _inflate(window_bits: int) -> Step:
     engine = zlib.decompressobj(window_bits)
-
-    def step(data: bytes) -> bytes:
-        out = engine.decompress(data, LARGEST_STEP_BYTES)
-        if engine.unconsumed_tail:
-            raise CodingError("the body grows beyond all measure when it is decompressed")
-        return out
-
-    return step
+    return _measured(
+        lambda data: engine.decompress(data, LARGEST_STEP_BYTES),
+        lambda: bool(engine.unconsumed_tail),
+    )
 
 
-def _unbrotli() -> Callable[[bytes], bytes]:
+def _unbrotli() -> Step:
     engine = brotli.Decompressor()
-
-    def step(data: bytes) -> bytes:
-        out: bytes = engine.process(data, output_buffer_limit=LARGEST_STEP_BYTES)
-        if len(out) >= LARGEST_STEP_BYTES or not engine.can_accept_more_data():
-            raise CodingError("the body grows beyond all measure when it is decompressed")
-        return out
-
-    return step
+    return _measured(
+        lambda data: engine.process(data, output_buffer_limit=LARGEST_STEP_BYTES),
+        lambda: not engine.can_accept_more_data(),
+    )
 
 
-def _unzstd() -> Callable[[bytes], bytes]:
+def _unzstd() -> Step:
     engine = zstd.ZstdDecompressor()
+    return _measured(
+        lambda data: engine.decompress(data, max_length=LARGEST_STEP_BYTES), lambda: False
+    )
 
-    def step(data: bytes) -> bytes:
-        out: bytes = engine.decompress(data, max_length=LARGEST_STEP_BYTES)
-        if len(out) >= LARGEST_STEP_BYTES:
+
+def _measured(step: Step, has_more: Callable[[], bool]) -> Step:
+    def measured(data: bytes) -> bytes:
+        out = step(data)
+        if len(out) >= LARGEST_STEP_BYTES or has_more():
             raise CodingError("the body grows beyond all measure when it is decompressed")
         return out
 
-    return step
+    return measured
 
 
-def decoder(coding: str) -> Callable[[bytes], bytes]:
+def decoder(coding: str) -> Step:
     """Return a function that takes the next bytes off the wire and gives what they decode to.
 
     `coding` is the value of Content-Encoding. The function raises CodingError. A coding that was
     not asked for raises CodingError at once.
     """
-    known: dict[str, Callable[[], Callable[[bytes], bytes]]] = {
+    known: dict[str, Callable[[], Step]] = {
         "": lambda: lambda data: data,
         "identity": lambda: lambda data: data,
         "gzip": lambda: _inflate(31),

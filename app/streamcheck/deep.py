@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from streamcheck import features
@@ -18,6 +18,7 @@ from streamcheck.engine import Running
 from streamcheck.judge import findings_of
 from streamcheck.model import CheckError, Finding, Hop, Observation, Way
 from streamcheck.probe import Ask, chat
+from streamcheck.silence import Silence
 from streamcheck.walk import Walk
 
 CHECKS = ("silence", "leave", "prompt", "awkward", "slow_reader")
@@ -52,13 +53,18 @@ class Deep:
         self.running: Running | None = None
         # What is missing to count the engine's requests.
         self.why = "needs the engine's own count of requests: check a server of the inventory"
-        self._quiet: list[Callable[[], None]] = []
+        self._silent = self.asker.silent_plan(SILENCE_SECONDS, heartbeats=True)
+        self._quiet: list[Silence] = []
 
     def begin(self) -> None:
         """Start the long silences: they wait beside everything else."""
-        if "silence" in self.names:
-            begun = [self._begin_silence(hop) for hop in self.walk.hops]
-            self._quiet = [wait for wait in begun if wait]
+        if "silence" not in self.names:
+            return
+        for hop in self.walk.hops:
+            if self.asker.has_emitter(hop.target):
+                self._quiet.append(Silence(self.asker, hop, self._silent))
+            else:
+                self._tell(hop, "silence", "skipped", NO_EMITTER)
 
     def run(self, running: Running | None) -> list[Entry]:
         """Run the checks. `running` counts the engine's requests, where it can be asked."""
@@ -72,8 +78,8 @@ class Deep:
                     getattr(self, f"_{name}")(hop)
                 except CheckError as error:
                     self._tell(hop, name, "unsure", str(error))
-        for wait in self._quiet:
-            wait()
+        for quiet in self._quiet:
+            self._judge_silence(quiet.hop, quiet.end(self.walk.say))
         return self.entries
 
     def _tell(
@@ -88,34 +94,17 @@ class Deep:
 
     # Silence --------------------------------------------------------------------------------
 
-    def _begin_silence(self, hop: Hop) -> Callable[[], None] | None:
-        if not self.asker.has_emitter(hop.target):
-            self._tell(hop, "silence", "skipped", NO_EMITTER)
-            return None
-        plan = self.asker.silent_plan(SILENCE_SECONDS, heartbeats=True)
-        way = Way("emitter", "GET")
-        got: list[Observation] = []
-        thread = threading.Thread(
-            target=lambda: got.append(self.asker.emission(hop.target, way, plan)), daemon=True
-        )
-        thread.start()
-
-        def wait() -> None:
-            if thread.is_alive():
-                self.walk.say(f"{hop.target.name}: waiting for {SILENCE_SECONDS} s of silence")
-            thread.join(plan.seconds + 30)
-            if not got:
-                self._tell(hop, "silence", "unsure", "it could not be asked to the end")
-            elif got[0].ended == "terminal":
-                longest = features.longest_silence(got[0]) or 0
-                told = f"{SILENCE_SECONDS} s without a token, a byte at least every {longest:.0f} s"
-                self._tell(hop, "silence", "passed", told)
-            else:
-                found = findings_of(got[0], None, plan)
-                summary = found[0].summary if found else f"it ended with: {got[0].ended}"
-                self._tell(hop, "silence", "failed", summary, "cut_on_silence", way)
-
-        return wait
+    def _judge_silence(self, hop: Hop, seen: Observation | None) -> None:
+        if seen is None:
+            self._tell(hop, "silence", "unsure", "it could not be asked to the end")
+        elif seen.ended == "terminal":
+            longest = features.longest_silence(seen) or 0
+            told = f"{SILENCE_SECONDS} s without a token, a byte at least every {longest:.0f} s"
+            self._tell(hop, "silence", "passed", told)
+        else:
+            found = findings_of(seen, None, self._silent)
+            summary = found[0].summary if found else f"it ended with: {seen.ended}"
+            self._tell(hop, "silence", "failed", summary, "cut_on_silence", seen.way)
 
     # Leaving --------------------------------------------------------------------------------
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from streamcheck.asker import ANY_MODEL, EMISSION_SLACK_SECONDS, Asker, no_stream
+from streamcheck.asker import ANY_MODEL, Asker, no_stream
 from streamcheck.doubts import Doubts
 from streamcheck.judge import findings_of, judge
 from streamcheck.model import (
@@ -21,6 +20,7 @@ from streamcheck.model import (
     Target,
     Way,
 )
+from streamcheck.silence import Silence
 from streamcheck.wire import NotOfferedError
 
 SILENCE_SECONDS = 32.0
@@ -43,13 +43,13 @@ class Walk:
         self.hops = [Hop(target) for target in targets]
         self.asker = asker
         self.say = say
-        self._silence_seconds = silence_seconds
-        self._quiet: list[tuple[Hop, threading.Thread, list[Observation]]] = []
+        self._silent = asker.silent_plan(silence_seconds)
+        self._quiet: list[Silence] = []
 
     def begin(self) -> None:
         """Start the long silences: they wait beside everything else. Raises CheckError."""
         self.asker.look_around([hop.target for hop in self.hops])
-        if self._silence_seconds:
+        if self._silent.silence_seconds:
             self._begin_silences()
 
     def run(self, behind: Hop | None = None, *, brief: bool = False) -> list[Hop]:
@@ -137,32 +137,20 @@ class Walk:
 
     def _begin_silences(self) -> None:
         """Start an emission with a silence at each hop that has the emitter, beside the rest."""
-        seconds = self._silence_seconds
-        plan = self.asker.silent_plan(seconds)
-        for hop in self.hops:
-            if not self.asker.has_emitter(hop.target):
-                continue
-            got: list[Observation] = []
-
-            def wait(target: Target = hop.target, got: list[Observation] = got) -> None:
-                with_get = Way("emitter", "GET")
-                got.append(self.asker.emission(target, with_get, plan))
-
-            thread = threading.Thread(target=wait, daemon=True, name=f"silence-{hop.target.name}")
-            thread.start()
-            self._quiet.append((hop, thread, got))
+        self._quiet = [
+            Silence(self.asker, hop, self._silent)
+            for hop in self.hops
+            if self.asker.has_emitter(hop.target)
+        ]
 
     def _end_silences(self) -> None:
-        plan = self.asker.silent_plan(self._silence_seconds)
-        for hop, thread, got in self._quiet:
-            if any(other.error for other in self.hops):
-                return
-            if thread.is_alive():
-                self.say(f"{hop.target.name}: waiting for a silence to end")
-            thread.join(plan.seconds + EMISSION_SLACK_SECONDS)
-            for seen in got:
-                found = [f for f in findings_of(seen, None, plan) if f.kind == "cut_on_silence"]
-                if found and not any(f.kind == "cut_on_silence" for f in hop.findings):
-                    first = dataclasses.replace(found[0], ways=(str(seen.way),), source="emitter")
-                    # What else is wrong there, a truncation above all, may have cut it as well.
-                    hop.findings = [*hop.findings, first]
+        if any(hop.error for hop in self.hops):
+            return
+        for quiet in self._quiet:
+            if not (seen := quiet.end(self.say)):
+                continue
+            found = [f for f in findings_of(seen, None, self._silent) if f.kind == "cut_on_silence"]
+            if found and not any(f.kind == "cut_on_silence" for f in quiet.hop.findings):
+                first = dataclasses.replace(found[0], ways=(str(seen.way),), source="emitter")
+                # What else is wrong there, a truncation above all, may have cut it as well.
+                quiet.hop.findings = [*quiet.hop.findings, first]
