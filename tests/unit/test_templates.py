@@ -516,7 +516,6 @@ def test_the_check_finds_every_hop(rendered: Path, machine: str, tmp_path: Path)
     (tmp_path / "chain.json").write_text(json.dumps(told))
     chain = from_file(tmp_path / "chain.json")
     assert chain.model == engines[0]["model"]["served_name"]
-    assert chain.heartbeat_seconds == plan_for(machine)["budget"]["heartbeat_seconds"]
     assert chain.metrics is not None
     assert chain.metrics.url == f"http://127.0.0.1:{engines[0]['port']}/metrics"
     assert [(hop.url, hop.connect, hop.key) for hop in chain.hops] == [
