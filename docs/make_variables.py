@@ -39,7 +39,7 @@ def page() -> str:
             told = option["description"]
             text = " ".join(told) if isinstance(told, list) else told
             if "choices" in option:
-                text += f" One of {', '.join(map(str, option['choices']))}."
+                text += f" One of {', '.join(str(c) for c in option['choices'] if c != '')}."
             default = cell(option["default"]) if "default" in option else "required"
             parts.append(f"| `{name}` | {' '.join(text.split())} | {default} |")
     return "\n".join(parts) + "\n"

@@ -59,7 +59,7 @@ def test_check_mode_changes_nothing_and_tells_no_secret() -> None:
         (["plan_kv_cache_mib=9000000"], "choose a smaller model or a larger server"),
         (["millrace_gateway_key=short"], "vault_millrace_gateway_key: sk- and 29 or more"),
         (["plan_engine_port=22", '{"preflight_ports": [22]}'], "port 22 is taken by sshd"),
-        (["vllm_model=no/thing", "preflight_hub_url=http://127.0.0.1:9"], "cannot be reached"),
+        (["vllm_model=no/thing", "millrace_hub_url=http://127.0.0.1:9"], "cannot be reached"),
     ],
 )  # fmt: skip
 def test_refuses_before_anything_is_changed(settings: list[str], told: str) -> None:

@@ -19,7 +19,7 @@ MODEL = "acme/mill-race"
 HUB = f"http://127.0.0.1:{PORT}"
 FOLDER = "/var/lib/millrace/models/acme--mill-race"
 SETTINGS = [
-    "-e", f"vllm_model={MODEL}", "-e", f"vllm_hub_url={HUB}", "-e", f"preflight_hub_url={HUB}",
+    "-e", f"vllm_model={MODEL}", "-e", f"millrace_hub_url={HUB}",
 ]  # fmt: skip
 
 

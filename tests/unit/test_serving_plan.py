@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_plan import FilterModule, model_source, serving_plan, timeout_budget
+from planner.budget import timeout_budget
+from planner.serving import RECITAL_CONFIG
+from serving_plan import FilterModule, model_source, serving_plan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SETTINGS: dict[str, Any] = {
     "device": "cuda",
@@ -18,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "model_revision": "",
     "served_name": "",
     "max_model_len": 0,
-    "max_num_seqs": 64,
+    "max_num_seqs": 0,
     "kv_cache_mib": 3072,
     "engine_port": 8001,
     "gateway_port": 4100,
@@ -26,11 +32,29 @@ SETTINGS: dict[str, Any] = {
     "engine_arguments": {},
     "cores": 16,
 }
+UUID = "GPU-11111111-2222-3333-4444-555555555555"
+CARD: dict[str, Any] = {"pci_address": "0000:01:00.0", "vendor": "10de", "device": "2204"}
+HARDWARE: dict[str, Any] = {
+    "gpus": [CARD],
+    "cpu": {"cores": 16},
+    "memory_mib": 65536,
+    "system": {"distribution": "Debian", "version": "12"},
+}
+
+
+def with_driver(*uuids: str) -> dict[str, Any]:
+    """Return HARDWARE as a running driver describes it, with a card for each UUID."""
+    told = {"name": "NVIDIA GeForce RTX 3090", "memory_mib": 24576, "compute_capability": "8.6"}
+    cards = [
+        {**CARD, **told, "uuid": uuid, "pci_address": f"0000:0{n}:00.0"}
+        for n, uuid in enumerate(uuids, 1)
+    ]
+    return {**HARDWARE, "gpus": cards}
 
 
 def engine(**changes: Any) -> dict[str, Any]:
     """Return the one engine of the plan for `SETTINGS` with `changes`."""
-    (found,) = serving_plan({**SETTINGS, **changes})["engines"]
+    (found,) = serving_plan({**SETTINGS, **changes}, HARDWARE)["engines"]
     return dict(found)
 
 
@@ -79,9 +103,13 @@ def test_a_slug_is_always_one_safe_folder_name(name: str) -> None:
 
 
 def test_the_plan_has_the_shape_that_roles_render() -> None:
-    plan = serving_plan(SETTINGS)
-    assert set(plan) == {"version", "engines", "gateway", "backend", "budget"}
-    assert plan["version"] == 1
+    plan = serving_plan(SETTINGS, HARDWARE)
+    assert set(plan) == {
+        "version", "engines", "gateway", "backend", "budget", "decided", "refusals",
+    }  # fmt: skip
+    assert set(plan) == set(serving_plan({**SETTINGS, "device": "cpu"}, {}))
+    assert plan["version"] == 2
+    assert plan["refusals"] == []
     assert set(plan["gateway"]) == {"port", "workers"}
     assert set(plan["backend"]) == {"workers"}
     assert set(engine()) == {"name", "device", "model", "port", "arguments", "environment"}
@@ -110,30 +138,85 @@ def test_only_a_cpu_engine_is_eager_and_told_its_cache() -> None:
     cpu, cuda = engine(device="cpu"), engine(device="cuda")
     assert cpu["arguments"]["enforce-eager"] is True
     assert cpu["arguments"]["kv-cache-memory-bytes"] == 3072 * 1024 * 1024
+    assert cpu["arguments"]["max-num-seqs"] == 64
     assert set(cpu["arguments"]) - set(cuda["arguments"]) == {
         "enforce-eager",
         "kv-cache-memory-bytes",
     }
-    assert cpu["environment"] == cuda["environment"]
+    assert set(cuda["environment"]) - set(cpu["environment"]) == {"CUDA_DEVICE_ORDER"}
+
+
+def test_an_engine_on_a_card_is_told_all_that_was_planned() -> None:
+    arguments = engine()["arguments"]
+    assert arguments["gpu-memory-utilization"] > 0.9
+    assert arguments["dtype"] == "bfloat16"
+    assert arguments["max-num-batched-tokens"] == 2048
+    assert "tensor-parallel-size" not in arguments
+
+
+def test_cards_are_named_by_what_does_not_change() -> None:
+    (found,) = serving_plan(SETTINGS, with_driver(UUID, UUID + "b"))["engines"]
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == f"{UUID},{UUID}b"
+    assert found["arguments"]["data-parallel-size"] == 2
+    assert "CUDA_VISIBLE_DEVICES" not in engine()["environment"], "without a driver none is known"
+
+
+def test_an_owner_may_leave_the_model_to_the_planner() -> None:
+    plan = serving_plan({**SETTINGS, "model": ""}, HARDWARE)
+    assert plan["engines"][0]["model"]["source"] == "hub"
+    assert any(plan["engines"][0]["model"]["id"] in line for line in plan["decided"]["reasons"])
+    on_cpu = serving_plan({**SETTINGS, "model": "", "device": "cpu"}, {})
+    assert on_cpu["engines"][0]["model"]["id"] == "recital"
+
+
+def test_a_model_of_which_nothing_is_known_is_refused_with_what_to_do() -> None:
+    plan = serving_plan({**SETTINGS, "model": "owner/unheard-of"}, HARDWARE)
+    assert "unheard-of" in plan["refusals"][0]
+    assert "config.json" in plan["refusals"][0]
+    read = {"num_hidden_layers": 2, "hidden_size": 256, "vocab_size": 1000}
+    known = serving_plan({**SETTINGS, "model": "owner/unheard-of", "model_config": read}, HARDWARE)
+    assert known["refusals"] == []
+
+
+def test_without_a_card_there_is_a_reason_and_a_way_out() -> None:
+    plan = serving_plan(SETTINGS, {**HARDWARE, "gpus": []})
+    assert "vllm_device to cpu" in plan["refusals"][0]
+
+
+def test_the_built_in_model_is_as_planned() -> None:
+    """The plan needs its dimensions before it is made."""
+    source = (ROOT / "roles/vllm/files/recital/build.py").read_text(encoding="utf-8")
+    real = {name: int(n) for name, n in re.findall(r"^([A-Z_]+) = (\d+)", source, re.MULTILINE)}
+    assert RECITAL_CONFIG["vocab_size"] == real["VOCABULARY"]
+    assert RECITAL_CONFIG["max_position_embeddings"] == real["CONTEXT_TOKENS"]
+    assert RECITAL_CONFIG["hidden_size"] == real["HEAD_SIZE"] * 2
 
 
 def test_only_the_built_in_model_is_slowed_down() -> None:
-    recital, other = engine(model="recital"), engine(model="/srv/models/recital-2")
+    own = {"num_hidden_layers": 2, "hidden_size": 256, "vocab_size": 1000}
+    recital = engine(model="recital")
+    other = engine(model="/srv/models/recital-2", model_config=own)
     assert recital["arguments"]["logits-processors"] == ["recital_pace:Pace"]
     assert "logits-processors" not in other["arguments"]
     assert int(recital["environment"]["RECITAL_STEP_MILLISECONDS"]) > 0
     assert set(other["environment"]) == set(engine()["environment"])
 
 
-def test_the_context_is_the_engines_choice_unless_set() -> None:
-    assert "max-model-len" not in engine()["arguments"]
+def test_the_context_is_the_planners_choice_unless_set() -> None:
+    assert engine()["arguments"]["max-model-len"] == 40960, "all that the model was made for"
     assert engine(max_model_len="4096")["arguments"]["max-model-len"] == 4096
+    assert "max-model-len" not in engine(device="cpu")["arguments"]
 
 
 def test_an_owners_flags_win() -> None:
-    flags = {"max-num-seqs": 7, "tensor-parallel-size": 2}
-    arguments = engine(engine_arguments=flags)["arguments"]
+    flags = {"max-num-seqs": 7, "max-model-len": 512, "seed": 3}
+    arguments = engine(engine_arguments=flags, max_model_len=1024)["arguments"]
     assert {k: arguments[k] for k in flags} == flags
+
+
+def test_an_owners_flag_that_cannot_be_is_refused() -> None:
+    plan = serving_plan({**SETTINGS, "engine_arguments": {"tensor-parallel-size": 2}}, HARDWARE)
+    assert "needs 2 cards" in plan["refusals"][0]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +264,7 @@ def test_three_heartbeats_fit_in_cloudflares_patience() -> None:
 
 @given(st.integers(min_value=-4, max_value=4096))
 def test_workers_are_one_to_four(cores: int) -> None:
-    plan = serving_plan({**SETTINGS, "cores": cores})
+    plan = serving_plan({**SETTINGS, "device": "cpu", "cores": cores}, {})
     assert 1 <= plan["gateway"]["workers"] <= 4
     assert 1 <= plan["backend"]["workers"] <= 4
 
@@ -202,18 +285,20 @@ def test_the_plan_is_pure_and_can_be_written_down(
         "max_model_len": length,
     }  # fmt: skip
     before = copy.deepcopy(settings)
-    plan = serving_plan(settings)
+    plan = serving_plan(settings, HARDWARE)
     assert settings == before
-    assert json.loads(json.dumps(plan)) == plan == serving_plan(settings)
+    assert json.loads(json.dumps(plan)) == plan == serving_plan(settings, HARDWARE)
 
 
 def test_changing_a_plan_does_not_change_the_next_one() -> None:
-    first = serving_plan(SETTINGS)
+    first = serving_plan(SETTINGS, HARDWARE)
     first["budget"].clear()
     first["engines"][0]["arguments"].clear()
-    assert serving_plan(SETTINGS)["budget"] == timeout_budget()
+    assert serving_plan(SETTINGS, HARDWARE)["budget"] == timeout_budget()
     assert SETTINGS["engine_arguments"] == {}
 
 
 def test_the_filters_are_found_by_name() -> None:
-    assert set(FilterModule().filters()) == {"serving_plan", "model_source"}
+    assert set(FilterModule().filters()) == {
+        "serving_plan", "model_source", "needs_own_config", "plan_page",
+    }  # fmt: skip

@@ -59,7 +59,13 @@ def plan_for(machine: str) -> dict[str, Any]:
             "gateway_port": 4100,
             "engine_arguments": {"chat-template": 'a "quoted": {value}'},
             "cores": 8,
-        }
+        },
+        {
+            "gpus": [{"pci_address": "0000:01:00.0", "vendor": "10de", "device": "2204"}],
+            "cpu": {"cores": 8},
+            "memory_mib": 65536,
+            "system": {"distribution": "Debian", "version": "12"},
+        },
     )
     first = plan["engines"][0]
     for n in range(1, ENGINES[machine]):

@@ -1,0 +1,214 @@
+"""The whole plan of a server: what its hardware decides, and what every hop is told.
+
+It is kept on the server as /etc/millrace/plan.json, so that anyone can read what was decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from planner import budget, machine, models
+from planner.driver import DriverWish
+from planner.engine import Wish
+from planner.models import Model
+from planner.plan import decide
+from planner.problem import PlanError
+from planner.source import RECITAL, model_source
+
+PLAN_VERSION = 2
+
+RECITAL_DIR = "/usr/local/lib/millrace/recital"
+RECITAL_STEP_MILLISECONDS = 12
+"""About 80 tokens a second: a good model's pace on a good card, for one reader."""
+RECITAL_CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 128, "intermediate_size": 512,
+    "num_attention_heads": 2, "vocab_size": 704, "max_position_embeddings": 16384,
+}  # fmt: skip
+"""Its dimensions, which the plan needs before roles/vllm/files/recital/build.py has made it."""
+CPU_SEQUENCES = 64
+
+# The settings that a planner's choice yields to, as vLLM calls them.
+WISHES: Mapping[str, type] = {
+    "max-model-len": int, "max-num-seqs": int, "max-num-batched-tokens": int,
+    "tensor-parallel-size": int, "data-parallel-size": int, "kv-cache-memory-bytes": int,
+    "gpu-memory-utilization": float, "quantization": str, "kv-cache-dtype": str, "dtype": str,
+    "enforce-eager": bool,
+}  # fmt: skip
+
+
+def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan for `settings` on `hardware` (what `gpu_hardware_facts` returned, and
+    `system`: the distribution and its version).
+
+    `settings` keys: `device` (cuda|cpu), `model` (empty: the planner's choice), `model_revision`,
+    `model_config` (its config.json, where the catalogue does not know it), `served_name` (may be
+    empty), `max_model_len` (tokens, 0: the planner's choice), `max_num_seqs` (the same),
+    `kv_cache_mib` (CPU only), `engine_port`, `gateway_port`, `models_dir`, `engine_arguments`
+    (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`), `cores`.
+
+    `decided` is what the cards decide (docs/plan.md tells its keys; None on a CPU). What cannot be
+    carried out is in `refusals`. Raises PlanError when the model's name makes no
+    sense.
+    """
+    if settings["device"] == "cpu":
+        return _on_cpu(settings)
+    decided = _decide(settings, hardware)
+    chosen = decided["engine"]["model"] if decided["engine"] else ""
+    name = str(settings["model"]) or chosen
+    found = decided["engines"] or [None]
+    engines = [
+        _engine(settings, name, number, planned) for number, planned in enumerate(found) if name
+    ]
+    workers = decided["workers"]
+    return {
+        **_common(settings, workers["gateway"], workers["backend"]),
+        "engines": engines,
+        "decided": decided,
+        "refusals": decided["refusals"],
+    }
+
+
+def _on_cpu(settings: Mapping[str, Any]) -> dict[str, Any]:
+    cores = max(int(settings["cores"]), 1)
+    workers = max(1, min(4, cores // 4))
+    name = str(settings["model"]) or RECITAL
+    return {
+        **_common(settings, workers, workers),
+        "engines": [_engine(settings, name, 0, None)],
+        "decided": None,
+        "refusals": [],
+    }
+
+
+def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str, Any]:
+    return {
+        "version": PLAN_VERSION,
+        "gateway": {"port": int(settings["gateway_port"]), "workers": gateway},
+        "backend": {"workers": backend},
+        "budget": budget.timeout_budget(),
+    }
+
+
+# The engine ----------------------------------------------------------------------------------
+
+
+def _decide(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
+    wish = _wish(settings)
+    driver = settings.get("driver") or {}
+    wanted = DriverWish(
+        str(driver.get("source") or ""), int(driver.get("branch") or 0),
+        str(driver.get("flavour") or ""),
+    )  # fmt: skip
+    seen = machine.from_facts(hardware)
+    problem = None
+    model = None
+    try:
+        model = _model(settings)
+    except PlanError as error:
+        problem = str(error)
+    decided = decide(seen, model, wish, wanted)
+    if problem:
+        decided.update(engine=None, engines=[], memories=[])
+        decided["refusals"].insert(0, problem)
+    return decided
+
+
+def _model(settings: Mapping[str, Any]) -> Model | None:
+    name = str(settings["model"])
+    if not name:
+        return None
+    if name == RECITAL:
+        return models.find(name, RECITAL_CONFIG)
+    model_source(name)
+    return models.find(name, settings.get("model_config") or None)
+
+
+def _wish(settings: Mapping[str, Any]) -> Wish:
+    """Return what the owner set: by name, or among the engine's arguments, which win."""
+    given = {
+        "max-model-len": int(settings.get("max_model_len") or 0) or None,
+        "max-num-seqs": int(settings.get("max_num_seqs") or 0) or None,
+        **(settings.get("engine_arguments") or {}),
+    }
+    return Wish(
+        **{
+            name.replace("-", "_"): kind(given[name])
+            for name, kind in WISHES.items()
+            if given.get(name) is not None
+        }
+    )
+
+
+def _engine(
+    settings: Mapping[str, Any], name: str, number: int, planned: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    model = model_source(name, str(settings.get("model_revision") or ""))
+    served_name = settings.get("served_name") or model["slug"].split("--")[-1]
+    path = model["id"] if model["source"] == "path" else f"{settings['models_dir']}/{model['slug']}"
+    port = int(settings["engine_port"]) + number
+    arguments: dict[str, Any] = {
+        "model": path,
+        "served-model-name": served_name,
+        "host": "127.0.0.1",
+        "port": port,
+        "sse-keep-alive-interval": budget.HEARTBEAT_SECONDS,
+        "shutdown-timeout": budget.DRAIN_SECONDS,
+        "uvicorn-log-level": "warning",
+        "disable-uvicorn-access-log": True,
+        "disable-fastapi-docs": True,
+    }
+    environment: dict[str, str] = {
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(budget.ENGINE_KEEPALIVE_SECONDS),
+        # Else its processes talk, and listen, by whatever address the host's name stands for.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    if planned:
+        _on_cards(arguments, environment, planned)
+    elif settings["device"] == "cpu":
+        # Compiling for the CPU wants a C++ compiler on the server and minutes at every start.
+        arguments["enforce-eager"] = True
+        arguments["kv-cache-memory-bytes"] = int(settings["kv_cache_mib"]) * 1024 * 1024
+        arguments["max-num-seqs"] = int(settings.get("max_num_seqs") or 0) or CPU_SEQUENCES
+        if int(settings.get("max_model_len") or 0):
+            arguments["max-model-len"] = int(settings["max_model_len"])
+    if model["source"] == "builtin":
+        # The tiny model would be done before anyone saw it stream: recital_pace.py slows it down.
+        arguments["logits-processors"] = ["recital_pace:Pace"]
+        environment["RECITAL_STEP_MILLISECONDS"] = str(RECITAL_STEP_MILLISECONDS)
+        environment["PYTHONPATH"] = RECITAL_DIR
+    arguments.update(settings.get("engine_arguments") or {})
+    return {
+        "name": "main" if not number else f"main-{number + 1}",
+        "device": settings["device"],
+        "model": {**model, "path": path, "served_name": served_name},
+        "port": port,
+        "arguments": arguments,
+        "environment": environment,
+    }
+
+
+def _on_cards(
+    arguments: dict[str, Any], environment: dict[str, str], planned: Mapping[str, Any]
+) -> None:
+    """Tell vLLM what was planned, so that it decides nothing by itself."""
+    for key in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "dtype"):
+        arguments[key.replace("_", "-")] = planned[key]
+    if planned["kv_cache_memory_bytes"]:
+        arguments["kv-cache-memory-bytes"] = planned["kv_cache_memory_bytes"]
+    else:
+        arguments["gpu-memory-utilization"] = planned["gpu_memory_utilization"]
+    for key in ("tensor_parallel_size", "data_parallel_size"):
+        if planned[key] > 1:
+            arguments[key.replace("_", "-")] = planned[key]
+    if planned["kv_cache_dtype"] != "auto":
+        arguments["kv-cache-dtype"] = planned["kv_cache_dtype"]
+    if planned["enforce_eager"]:
+        arguments["enforce-eager"] = True
+    # CUDA numbers the cards by their speed otherwise, and nvidia-smi by their place.
+    environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    uuids = [name for name in planned["gpus"] if name.startswith("GPU-")]
+    if len(uuids) == len(planned["gpus"]):
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
