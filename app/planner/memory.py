@@ -18,6 +18,8 @@ SAMPLER_BYTES = 14.2
 """Per sequence and entry of the vocabulary: logits in 16 and 32 bits and what sorts them."""
 SAMPLER_GIB = 0.16
 FORWARD_FLOOR_GIB = 0.35
+ENCODER_GIB = 0.25
+"""A multimodal model is profiled with a picture as well (Gemma 3: 0.23 to 0.28)."""
 
 CONTEXT_GIB = 0.25
 """CUDA's context and libraries, one GPU."""
@@ -154,7 +156,8 @@ def activation_bytes(shape: Shape, quantization: str, load: Load) -> float:
         size = shape.expert_size / tp
         rows = max(2 * size, shape.hidden_size) + size
         workspace = 2.0 * tokens * shape.experts_per_token * rows
-    return max(forward, sampler) + workspace
+    encoder = ENCODER_GIB * GIB if shape.is_multimodal else 0.0
+    return max(forward, sampler) + workspace + encoder
 
 
 def graph_bytes(shape: Shape, load: Load) -> float:

@@ -34,6 +34,8 @@ class Shape:
     dtype: str
     # Of the checkpoint: quant_method, bits, group_size, block_size; empty where it has 16 bits.
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    # It sees or hears as well.
+    is_multimodal: bool = False
 
 
 def from_config(config: Config, total: int = 0) -> Shape:
@@ -69,6 +71,7 @@ def from_config(config: Config, total: int = 0) -> Shape:
         context_tokens=_context(text),
         dtype=_dtype(text),
         quantization=_quantization(text),
+        is_multimodal="vision_config" in config or "audio_config" in config,
     )
 
 
