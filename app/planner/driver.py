@@ -6,6 +6,7 @@ release notes (the driver each CUDA needs), NVIDIA's data-centre driver life cyc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,28 @@ def decide(machine: Machine, wish: DriverWish | None = None) -> dict[str, Any]:
         "reasons": reasons,
         "refusals": refusals,
     }
+
+
+def running_problem(machine: Machine) -> str:
+    """Say what is wrong with the driver that runs now, if an engine is to start; else nothing."""
+    least = ".".join(map(str, WHEEL_DRIVER))
+    loaded, library = machine.driver_version, machine.library_version
+    if not loaded:
+        return (
+            "no NVIDIA driver runs, and the kit does not install one yet: install branch "
+            f"{DEFAULT_BRANCH} (./millrace plan SERVER names the packages) and reboot"
+        )
+    if library and library != loaded:
+        return (
+            f"the loaded NVIDIA module is {loaded} and the library on disk {library}: an upgrade "
+            "went in under a running module; reboot"
+        )
+    if tuple(int(part) for part in re.findall(r"\d+", loaded)[:2]) < WHEEL_DRIVER:
+        return (
+            f"NVIDIA driver {loaded} runs, and vLLM's wheel needs {least} or newer: install branch "
+            f"{DEFAULT_BRANCH} and reboot"
+        )
+    return ""
 
 
 def packages(system: tuple[str, str], source: str, branch: int, flavour: str) -> list[str]:

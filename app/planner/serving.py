@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from planner import budget, machine, models
+from planner import budget, driver, machine, models
 from planner.driver import DriverWish
 from planner.engine import Wish
 from planner.models import Model
@@ -48,24 +48,28 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`), `cores`.
 
     `decided` is what the cards decide (docs/plan.md tells its keys; None on a CPU). What cannot be
-    carried out is in `refusals`. Raises PlanError when the model's name makes no
-    sense.
+    carried out is in `refusals`; what is wrong with the driver as it runs now, in `driver_problem`.
+    Raises PlanError when the model's name makes no sense.
     """
     if settings["device"] == "cpu":
         return _on_cpu(settings)
     decided = _decide(settings, hardware)
     chosen = decided["engine"]["model"] if decided["engine"] else ""
     name = str(settings["model"]) or chosen
-    found = decided["engines"] or [None]
-    engines = [
-        _engine(settings, name, number, planned) for number, planned in enumerate(found) if name
-    ]
+    # The roles run one engine so far; what the others would do is said, and not done.
+    for planned in decided["engines"][1:]:
+        decided["reasons"].append(
+            f"{', '.join(planned['gpus'])}: planned as an engine of its own, which the kit "
+            "does not start yet; it stays idle"
+        )
+    engines = [_engine(settings, name, decided["engine"])] if name else []
     workers = decided["workers"]
     return {
         **_common(settings, workers["gateway"], workers["backend"]),
         "engines": engines,
         "decided": decided,
         "refusals": decided["refusals"],
+        "driver_problem": driver.running_problem(machine.from_facts(hardware)),
     }
 
 
@@ -75,9 +79,10 @@ def _on_cpu(settings: Mapping[str, Any]) -> dict[str, Any]:
     name = str(settings["model"]) or RECITAL
     return {
         **_common(settings, workers, workers),
-        "engines": [_engine(settings, name, 0, None)],
+        "engines": [_engine(settings, name, None)],
         "decided": None,
         "refusals": [],
+        "driver_problem": "",
     }
 
 
@@ -95,10 +100,10 @@ def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str
 
 def _decide(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
     wish = _wish(settings)
-    driver = settings.get("driver") or {}
+    asked = settings.get("driver") or {}
     wanted = DriverWish(
-        str(driver.get("source") or ""), int(driver.get("branch") or 0),
-        str(driver.get("flavour") or ""),
+        str(asked.get("source") or ""), int(asked.get("branch") or 0),
+        str(asked.get("flavour") or ""),
     )  # fmt: skip
     seen = machine.from_facts(hardware)
     problem = None
@@ -141,12 +146,12 @@ def _wish(settings: Mapping[str, Any]) -> Wish:
 
 
 def _engine(
-    settings: Mapping[str, Any], name: str, number: int, planned: Mapping[str, Any] | None
+    settings: Mapping[str, Any], name: str, planned: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     model = model_source(name, str(settings.get("model_revision") or ""))
     served_name = settings.get("served_name") or model["slug"].split("--")[-1]
     path = model["id"] if model["source"] == "path" else f"{settings['models_dir']}/{model['slug']}"
-    port = int(settings["engine_port"]) + number
+    port = int(settings["engine_port"])
     arguments: dict[str, Any] = {
         "model": path,
         "served-model-name": served_name,
@@ -181,7 +186,7 @@ def _engine(
         environment["PYTHONPATH"] = RECITAL_DIR
     arguments.update(settings.get("engine_arguments") or {})
     return {
-        "name": "main" if not number else f"main-{number + 1}",
+        "name": "main",
         "device": settings["device"],
         "model": {**model, "path": path, "served_name": served_name},
         "port": port,

@@ -154,7 +154,7 @@ def preflight_problems(
     """Return every problem that preflight found, a line each, empty when all is well.
 
     `observed`: what `preflight_facts` returned. `facts`: Ansible's. `decided`: `device`, `model`,
-    `kv_cache_mib`, `folders` and `secrets`.
+    `driver_problem`, `kv_cache_mib`, `folders` and `secrets`.
     """
     unreachable = [
         f"no route to a package source ({line}): mend DNS or the way out, or set "
@@ -164,6 +164,7 @@ def preflight_problems(
     return [
         *system_problems(facts, observed),
         *port_problems(observed),
+        *([f"{decided['driver_problem']}."] if decided["driver_problem"] else []),
         *model_problems(decided["model"], observed["model"]),
         *room_problems(
             decided["device"], int(decided["kv_cache_mib"]), observed, decided["folders"]

@@ -35,6 +35,7 @@ def well() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     }
     decided = {
         "device": "cuda",
+        "driver_problem": "",
         "model": {"source": "hub", "id": "owner/name", "revision": "", "path": f"{MODELS}/o--n"},
         "kv_cache_mib": 4096,
         "folders": {"releases": RELEASES, "models": MODELS},
@@ -294,3 +295,7 @@ def test_what_was_observed_is_not_changed() -> None:
     before = copy.deepcopy((observed, facts, decided))
     preflight_problems(observed, facts, decided)
     assert (observed, facts, decided) == before
+
+
+def test_a_driver_that_cannot_serve() -> None:
+    assert refuse({"decided.driver_problem": "no NVIDIA driver runs"}) == "no NVIDIA driver runs."

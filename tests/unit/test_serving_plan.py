@@ -106,6 +106,7 @@ def test_the_plan_has_the_shape_that_roles_render() -> None:
     plan = serving_plan(SETTINGS, HARDWARE)
     assert set(plan) == {
         "version", "engines", "gateway", "backend", "budget", "decided", "refusals",
+        "driver_problem",
     }  # fmt: skip
     assert set(plan) == set(serving_plan({**SETTINGS, "device": "cpu"}, {}))
     assert plan["version"] == 2
@@ -159,6 +160,28 @@ def test_cards_are_named_by_what_does_not_change() -> None:
     assert found["environment"]["CUDA_VISIBLE_DEVICES"] == f"{UUID},{UUID}b"
     assert found["arguments"]["data-parallel-size"] == 2
     assert "CUDA_VISIBLE_DEVICES" not in engine()["environment"], "without a driver none is known"
+
+
+@pytest.mark.parametrize(
+    ("driver", "problem"),
+    [
+        ({"module_version": "580.95.05", "library_version": "580.95.05"}, ""),
+        ({"module_version": "595.45.04"}, ""),
+        ({}, "no NVIDIA driver runs"),
+        ({"module_version": "580.65.06", "library_version": "580.95.05"}, "reboot"),
+        ({"module_version": "535.309.01", "library_version": "535.309.01"}, "580.65 or newer"),
+    ],
+)
+def test_the_driver_that_runs(driver: dict[str, str], problem: str) -> None:
+    told = serving_plan(SETTINGS, {**HARDWARE, "driver": driver})["driver_problem"]
+    assert problem in told if problem else told == ""
+
+
+def test_cards_of_another_kind_are_said_to_stay_idle() -> None:
+    other = {"pci_address": "0000:02:00.0", "vendor": "10de", "device": "2b85"}
+    plan = serving_plan(SETTINGS, {**HARDWARE, "gpus": [CARD, other]})
+    assert len(plan["engines"]) == 1
+    assert any("does not start yet" in line for line in plan["decided"]["reasons"])
 
 
 def test_an_owner_may_leave_the_model_to_the_planner() -> None:
