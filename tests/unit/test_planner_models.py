@@ -51,7 +51,8 @@ def test_a_model_counts_what_it_says(name: str) -> None:
         ("openai/gpt-oss-120b", 64.38), ("Qwen/Qwen3-30B-A3B", 56.88),
         ("google/gemma-2-9b-it", 17.22),
         ("RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8", 8.49),
-        ("Qwen/Qwen3.5-35B-A3B-FP8", 34.22), ("mistralai/Mixtral-8x7B-Instruct-v0.1", 87.02),
+        ("Qwen/Qwen3.5-35B-A3B-FP8", 34.22), ("Qwen/Qwen3.5-4B", 8.61),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", 87.02),
     ],
 )  # fmt: skip
 def test_weights_are_as_large_as_vllm_says(name: str, gib: float) -> None:
