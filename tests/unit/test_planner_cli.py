@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,9 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gpu_hardware_facts
 import pytest
+import yaml
 from planner import cards
 from planner.__main__ import main
+from planner.machine import from_facts, from_profile
+from planner.plan import decide
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINES = ROOT / "tests/fixtures/machines"
@@ -196,3 +201,28 @@ def test_it_answers_in_under_a_second() -> None:
         took.append(time.monotonic() - began)
         assert done.returncode == 1, done.stderr
     assert min(took) < 1
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in MACHINES.iterdir()))
+def test_a_swapped_card_is_observed_and_planned_as_its_profile_says(
+    name: str, tmp_path: Path
+) -> None:
+    """From the kernel's files, as a sandbox server shows them, through the module to the plan."""
+    profile = yaml.safe_load((MACHINES / name / "machine.yml").read_text(encoding="utf-8"))
+    sandbox_machine().build(profile, tmp_path / "sys/bus/pci/devices")
+    seen = gpu_hardware_facts.observe(tmp_path, [])
+    observed = decide(from_facts({**seen, "cpu": {"cores": 8}, "memory_mib": 65536}))
+    told = decide(from_profile(profile, cores=8, ram_gib=64))
+    assert observed["engines"] == told["engines"]
+    assert observed["memories"] == told["memories"]
+    assert observed["refusals"] == told["refusals"]
+
+
+def sandbox_machine() -> Any:
+    """Return what makes the kernel's files of a sandbox server."""
+    folder = ROOT / "roles/sandbox/files"
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("millrace_sandbox.machine")
+    finally:
+        sys.path.remove(str(folder))
