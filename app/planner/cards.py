@@ -36,7 +36,6 @@ class Card:
     # What CUDA can give out, on a machine where nothing else uses the card.
     cuda_memory_gib: float
     bandwidth_gb_s: float
-    has_nvlink: bool
     # What nvidia-smi shows as the total; 0 where nobody has written it down.
     smi_memory_gib: float = 0.0
 
@@ -82,21 +81,25 @@ def by_pci(device: str, subsystem: str = "", name: str = "") -> Card | None:
     return _card(best[0]) if best else None
 
 
+def capability_of(text: str) -> tuple[int, int]:
+    """Return a compute capability as numbers; (0, 0) for what is none."""
+    major, _, minor = text.partition(".")
+    return (int(major), int(minor or 0)) if major.isdigit() else (0, 0)
+
+
 def from_driver(name: str, memory_mib: int, capability: str, known: Card | None) -> Card:
     """Return the card as its own driver describes it: its memory is measured, not looked up."""
-    major, _, minor = capability.partition(".")
-    number = (int(major), int(minor or 0)) if major.isdigit() else None
+    number = capability_of(capability)
     usable = (memory_mib - CONTEXT_MIB) / 1024
     if known and abs(known.smi_memory_gib - memory_mib / 1024) < SAME_GIB:
         usable = known.cuda_memory_gib
     return Card(
         name=name or (known.name if known else "unknown card"),
-        architecture=known.architecture if known else architecture_of(number or (0, 0)),
-        compute_capability=number or (known.compute_capability if known else (0, 0)),
+        architecture=known.architecture if known else architecture_of(number),
+        compute_capability=number if any(number) else known.compute_capability if known else number,
         memory_gib=known.memory_gib if known else round(memory_mib / 1024),
         cuda_memory_gib=usable,
         bandwidth_gb_s=known.bandwidth_gb_s if known else 0.0,
-        has_nvlink=known.has_nvlink if known else False,
         smi_memory_gib=memory_mib / 1024,
     )
 
@@ -139,7 +142,6 @@ def _names() -> dict[str, dict[str, Any]]:
 
 
 def _card(entry: dict[str, Any]) -> Card:
-    major, minor = entry["compute_capability"].split(".")
     if entry.get("cuda_memory_gib"):
         usable = entry["cuda_memory_gib"]
     elif entry.get("smi_memory_mib"):
@@ -149,10 +151,9 @@ def _card(entry: dict[str, Any]) -> Card:
     return Card(
         name=entry["name"],
         architecture=entry["architecture"],
-        compute_capability=(int(major), int(minor)),
+        compute_capability=capability_of(entry["compute_capability"]),
         memory_gib=entry["memory_gib"],
         cuda_memory_gib=usable,
         bandwidth_gb_s=entry["bandwidth_gb_s"],
-        has_nvlink=bool(entry.get("nvlink")),
         smi_memory_gib=(entry.get("smi_memory_mib") or 0) / 1024,
     )

@@ -16,8 +16,6 @@ from planner.problem import TooLarge
 from planner.shape import Shape
 
 CONTEXTS = (262144, 131072, 65536, 32768, 16384, 8192, 4096, 2048)
-SHORTEST_CONTEXT = 2048
-"""Below this a chat forgets what it was asked."""
 SEQUENCES = (1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 SEQUENCE_TOKENS = 2048
 """What a conversation holds on average; so many tokens of KV cache are there for each sequence."""

@@ -165,11 +165,14 @@ def _over(gpus: Sequence[Gpu], model: Model, wish: Wish) -> Placement:
             break
     if not fits:
         raise TooLarge(problem)
-    size, best = _widest(fits, model)
+    # The search ended at the first that has enough; else the most KV cache serves best.
+    size, chosen = fits[-1]
+    if not _is_enough(model, chosen):
+        size, chosen = max(fits, key=lambda fit: fit[1].memory.kv_cache_tokens)
     data = wish.data_parallel_size or count // size
     return Placement(
-        model, best, tuple(gpus[: size * data]), size, data,
-        _reasons(model, card, count, size, data, fits, wish),
+        model, chosen, tuple(gpus[: size * data]), size, data,
+        _reasons(model, card, count, size, data, quantization, wish),
     )  # fmt: skip
 
 
@@ -180,12 +183,6 @@ def _is_enough(model: Model, found: Fit) -> bool:
         found.load.max_model_len >= context
         and found.memory.kv_cache_tokens >= 2 * engine.GOOD_CONTEXT
     )
-
-
-def _widest(fits: list[tuple[int, Fit]], model: Model) -> tuple[int, Fit]:
-    """Return the first split that has enough, else the one with the most KV cache."""
-    good = [fit for fit in fits if _is_enough(model, fit[1])]
-    return good[0] if good else max(fits, key=lambda fit: fit[1].memory.kv_cache_tokens)
 
 
 def _check_split(model: Model, quantization: str, count: int, size: int, copies: int) -> None:
@@ -207,10 +204,9 @@ def _reasons(
     count: int,
     size: int,
     data: int,
-    fits: list[tuple[int, Fit]],
+    quantization: str,
     wish: Wish,
 ) -> list[str]:
-    quantization = fits[0][1].quantization
     said = engine.remarks(quantization, card)
     if wish.tensor_parallel_size:
         said.append(f"tensor parallel {size}: as tensor_parallel_size says")

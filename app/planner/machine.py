@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from planner import cards
@@ -48,8 +48,6 @@ class Machine:
     # Of the loaded kernel module, and of the library; empty without.
     driver_version: str = ""
     library_version: str = ""
-    modules: tuple[str, ...] = ()
-    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 def of_cards(name: str, count: int, *, ram_gib: float, cores: int, system: str = "") -> Machine:
@@ -116,8 +114,6 @@ def _from_facts(facts: Mapping[str, Any]) -> Machine:
         has_enrolled_key=bool(facts.get("enrolled_key")),
         driver_version=str(driver.get("module_version") or ""),
         library_version=str(driver.get("library_version") or ""),
-        modules=tuple(facts.get("modules") or ()),
-        packages=dict(driver.get("packages") or {}),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from planner import shape
+from planner import cards, shape
 from planner.problem import PlanError
 from planner.shape import Shape
 
@@ -27,8 +27,6 @@ class Model:
     is_gated: bool = False
     # Of those that work on a token; all of them where every one does.
     active_parameters: int = 0
-    # Where the shape was read.
-    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,14 +45,14 @@ def find(name: str, config: Mapping[str, Any] | None = None) -> Model:
     `config`: its config.json where somebody has read it already. Raises PlanError.
     """
     if config is not None:
-        return _own(name, config, "its own config.json")
+        return _own(name, config)
     if entry := _entries().get(name.lower()):
         return _listed(entry)
     path = Path(name)
     if path.is_dir():
         path /= "config.json"
     if path.is_file():
-        return _own(name, _read(path), str(path))
+        return _own(name, _read(path))
     if name.startswith(("/", ".")):
         raise PlanError(
             f"{name}: there is no config.json, which says how much memory a model needs"
@@ -75,7 +73,7 @@ def defaults() -> list[Default]:
     return [
         Default(
             float(entry["memory_gib_from"]), entry["model"], entry["why"],
-            _capability(entry.get("needs_compute_capability") or "7.5"),
+            cards.capability_of(entry.get("needs_compute_capability") or "7.5"),
         )
         for entry in _catalogue()["defaults"]
     ]  # fmt: skip
@@ -86,15 +84,9 @@ def names() -> list[str]:
     return [entry["id"] for entry in _catalogue()["models"]]
 
 
-def _capability(text: str) -> tuple[int, int]:
-    major, _, minor = text.partition(".")
-    return int(major), int(minor or 0)
-
-
-def _own(name: str, config: Mapping[str, Any], source: str) -> Model:
-    read = shape.from_config(config)
+def _own(name: str, config: Mapping[str, Any]) -> Model:
     title = name.rstrip("/").removesuffix("/config.json") if "/" in name else name
-    return Model(title, read, source=source)
+    return Model(title, shape.from_config(config))
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -126,5 +118,4 @@ def _listed(entry: Mapping[str, Any]) -> Model:
         is_permissive=bool(entry.get("licence_permissive")),
         is_gated=bool(entry.get("gated")),
         active_parameters=int(entry.get("active_parameters") or 0),
-        source=str(entry.get("sources", {}).get("config") or ""),
     )

@@ -11,6 +11,7 @@ from typing import Any
 from planner import budget, driver, machine, models
 from planner.driver import DriverWish
 from planner.engine import Wish
+from planner.machine import Machine
 from planner.models import Model
 from planner.plan import decide
 from planner.problem import PlanError
@@ -53,7 +54,8 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     """
     if settings["device"] == "cpu":
         return _on_cpu(settings)
-    decided = _decide(settings, hardware)
+    seen = machine.from_facts(hardware)
+    decided = _decide(settings, seen)
     chosen = decided["engine"]["model"] if decided["engine"] else ""
     name = str(settings["model"]) or chosen
     # The roles run one engine so far; what the others would do is said, and not done.
@@ -69,7 +71,7 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
         "engines": engines,
         "decided": decided,
         "refusals": decided["refusals"],
-        "driver_problem": driver.running_problem(machine.from_facts(hardware)),
+        "driver_problem": driver.running_problem(seen),
     }
 
 
@@ -98,14 +100,13 @@ def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str
 # The engine ----------------------------------------------------------------------------------
 
 
-def _decide(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
+def _decide(settings: Mapping[str, Any], seen: Machine) -> dict[str, Any]:
     wish = _wish(settings)
     asked = settings.get("driver") or {}
     wanted = DriverWish(
         str(asked.get("source") or ""), int(asked.get("branch") or 0),
         str(asked.get("flavour") or ""),
     )  # fmt: skip
-    seen = machine.from_facts(hardware)
     problem = None
     model = None
     try:

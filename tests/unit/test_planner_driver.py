@@ -17,7 +17,7 @@ CAPABILITIES = {
 
 
 def card(family: str) -> Card:
-    return Card(f"a {family} card", family, CAPABILITIES[family], 24, 23.5, 900, False)
+    return Card(f"a {family} card", family, CAPABILITIES[family], 24, 23.5, 900)
 
 
 def machine(*families: str, **more: Any) -> Machine:
