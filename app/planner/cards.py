@@ -75,7 +75,7 @@ def by_pci(device: str, subsystem: str = "", name: str = "") -> Card | None:
     named = [
         entry
         for entry in found
-        if _plain(name) in (_plain(entry["name"]), _plain(entry.get("printed_as") or ""))
+        if name and _plain(name) in (_plain(entry["name"]), _plain(entry.get("printed_as", "")))
     ]
     best = named or exact or found
     return _card(best[0]) if best else None

@@ -63,6 +63,20 @@ def test_every_card_is_found_by_its_own_name(name: str) -> None:
     assert cards.by_name(name).name == name
 
 
+@pytest.mark.parametrize(
+    ("device", "subsystem", "printed", "name"),
+    [
+        ("1e30", "10de:129e", "", "Quadro RTX 8000"),
+        ("1e30", "10de:12ba", "", "Quadro RTX 6000"),
+        ("2507", "1043:8a12", "NVIDIA GeForce RTX 3050", "NVIDIA GeForce RTX 3050 8GB"),
+    ],
+)
+def test_a_card_by_its_pci_id(device: str, subsystem: str, printed: str, name: str) -> None:
+    found = cards.by_pci(device, subsystem, printed)
+    assert found is not None
+    assert found.name == name
+
+
 def test_an_unknown_card_is_told_its_neighbours(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--gpu", "RTX 5091"]) == 2
     said = capsys.readouterr().err

@@ -133,6 +133,19 @@ def test_the_median_error_is_small(cases: list[Case]) -> None:
     assert statistics.median(abs(case.error) for case in cases) < 0.05, table(cases)
 
 
+def test_cards_that_work_together(cases: list[Case]) -> None:
+    """Their buffers take 2 GiB of each, which would show in every one of these."""
+    found = [
+        case
+        for case in cases
+        if (case.row["tp"] or 1) > 1
+        and minor(case.row) == 19
+        and (case.row["available_kv_gib"] or 0) > 20
+    ]
+    assert len(found) >= 6
+    assert all(abs(case.error) < 0.01 for case in found), table(found)
+
+
 def test_what_did_not_start_is_not_promised() -> None:
     """A context that vLLM refused must not be planned; within what a log's rounding allows."""
     promised = []

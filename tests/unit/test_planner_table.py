@@ -90,7 +90,7 @@ def test_no_plan_is_needlessly_small(card: str) -> None:
 
 # More is never less --------------------------------------------------------------------------
 
-PLAIN = Card("a card", "ampere", (8, 6), 24, 23.5, 900, False)
+PLAIN = Card("a card", "ampere", (8, 6), 24, 23.5, 900)
 
 
 def sized(memory: float, model: str) -> tuple[int, int] | None:
@@ -240,3 +240,26 @@ def test_a_fixed_cache_is_what_it_is() -> None:
     shape = models.find("Qwen/Qwen3-8B").shape
     load = Load(8192, 64, 2048, kv_cache_memory_bytes=3 * 2**30)
     assert account(shape, 23.5, "none", load).kv_cache == 3.0
+
+
+def test_a_default_leaves_room_to_talk() -> None:
+    """An RTX 3050 holds the model of 8 billion as well, and then 4,000 tokens of conversation."""
+    plan = planned("RTX 3050", 1, None)
+    assert plan["engine"]["model"] == "Qwen/Qwen3-4B-AWQ"
+    assert plan["memory"]["kv_cache_tokens"] >= 16384
+    assert planned("RTX 3050", 1, "Qwen/Qwen3-8B-AWQ")["refusals"] == []
+
+
+def test_a_split_that_costs_more_than_it_brings_is_not_taken() -> None:
+    """One key-value head is copied, not divided, and cards that talk need buffers for it."""
+    config = {
+        "num_hidden_layers": 40, "hidden_size": 1024, "num_attention_heads": 8, "head_dim": 256,
+        "num_key_value_heads": 1, "intermediate_size": 4096, "vocab_size": 32000,
+        "max_position_embeddings": 8192,
+    }  # fmt: skip
+    model = models.find("owner/one-head", config)
+    small = replace(PLAIN, cuda_memory_gib=4.4)
+    alone, split = (engine.fit(model, small, size, Wish()).memory for size in (1, 2))
+    assert split.kv_cache_tokens < alone.kv_cache_tokens < 2 * engine.GOOD_CONTEXT
+    placed = fleet.best([Gpu(small, f"GPU-{n}") for n in range(2)], model, Wish())
+    assert (placed.tensor_parallel_size, placed.data_parallel_size) == (1, 2)
