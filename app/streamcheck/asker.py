@@ -22,6 +22,8 @@ SHORTEST_SECONDS = 0.25
 ANY_MODEL = "default"
 GENERATION_SECONDS = 60.0
 EMISSION_SLACK_SECONDS = 15.0
+PAUSE_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 4.0
 NEAR_SECONDS = 0.02
 """To connect and to shake hands over TLS takes no longer in the same room."""
 
@@ -96,6 +98,10 @@ class Asker:
             return False
         self.tokens = min(MOST_TOKENS, 4 * self.tokens)
         return True
+
+    def pause(self, tried: int) -> None:
+        """Leave a busy machine alone for a moment, the longer the more often it was tried."""
+        time.sleep(min(PAUSE_SECONDS * 2**tried, LONGEST_PAUSE_SECONDS))
 
     def again(self, target: Target, way: Way) -> Observation:
         """Ask once more in the same way."""

@@ -55,7 +55,7 @@ class Doubts:
                      and s.way.source == found.source)  # fmt: skip
         way = first.way
         came = asked = counted = 0 if _is_excused(found.kind, first) else 1
-        for _ in range(NOISY_TRIES):
+        for tried in range(NOISY_TRIES):
             self._say(f"{hop.target.name}: again, for {found.kind}")
             reference = plainest(behind)
             if behind not in (None, self._elsewhere) and way.source == "generation":
@@ -72,7 +72,10 @@ class Doubts:
                 found.kind in (*PORTIONS, "compression_held") and bool(portions)
             )
             if same and _is_excused(found.kind, seen):
-                continue  # An answer that came well is a proof on any machine.
+                # An answer that came well is a proof on any machine; this one is none, and what
+                # kept the machine busy, a service that starts perhaps, may soon be over.
+                self._asker.pause(tried)
+                continue
             came, asked = came + same, asked + 1
             if found.kind in PORTIONS and portions and found.source == "emitter":
                 # Asked for alone, the portions are the hop's own and not those of a crowd.

@@ -36,13 +36,14 @@ class Metronome:
     def __init__(self) -> None:
         """Start."""
         self._late: deque[tuple[float, float]] = deque(maxlen=KEPT)
+        self._asleep_since = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="metronome")
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            began = time.monotonic()
+            self._asleep_since = began = time.monotonic()
             time.sleep(STEP_SECONDS)
             now = time.monotonic()
             self._late.append((now, now - began - STEP_SECONDS))
@@ -53,8 +54,13 @@ class Metronome:
         self._thread.join(1)
 
     def worst(self, since: float, until: float) -> float:
-        """Return the longest delay between two moments of `time.monotonic()`, seconds."""
-        return max((late for at, late in list(self._late) if since <= at <= until), default=0.0)
+        """Return the longest delay between two moments of `time.monotonic()`, seconds.
+
+        What held us up may hold the metronome still: a sleep that should have ended by now counts.
+        """
+        overdue = min(until, time.monotonic()) - self._asleep_since - STEP_SECONDS
+        late = [late for at, late in list(self._late) if since <= at and at - late <= until]
+        return max([*late, overdue, 0.0])
 
     def summary(self, where: str) -> dict[str, Any]:
         """Return the report's entry: median, 99th percentile and maximum, milliseconds."""

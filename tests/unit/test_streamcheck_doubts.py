@@ -29,6 +29,10 @@ class Script:
         self.answers, self.lengths = answers, lengths
         self.notes: list[str] = []
         self.asked = 0
+        self.pauses: list[int] = []
+
+    def pause(self, tried: int) -> None:
+        self.pauses.append(tried)
 
     def again(self, target: Target, way: Way) -> Observation:
         self.asked += 1
@@ -89,6 +93,7 @@ def test_a_machine_too_busy_to_tell_says_so(bad: Observation, excuse: Any) -> No
     assert hop.findings == []
     assert "too busy to tell" in hop.doubts[0]
     assert script.asked == 6
+    assert script.pauses == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(("bad", "excuse"), [(SLOW, busy), (HELD, stalled)])

@@ -7,6 +7,7 @@ import datetime
 import gzip
 import itertools
 import json
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -289,6 +290,21 @@ def test_a_stall_at_the_hop_behind_is_no_pace_to_be_held_to() -> None:
     """What was held up comes quicker afterwards."""
     stalled = answered([max(0.1 + n * 0.012, 0.7) for n in range(64)])
     assert judge.findings_of(steady(0.012), stalled, PLAN) == []
+
+
+def test_a_metronome_that_is_held_up_itself_counts() -> None:
+    """What keeps us from reading keeps it from noting how late it is, until both are woken."""
+    metronome = noise.Metronome()
+    metronome.stop()
+    now = time.monotonic()
+    metronome._late.clear()
+    metronome._asleep_since = now - 0.8
+    assert metronome.worst(now - 0.9, now) == pytest.approx(0.796, abs=0.001)
+    # It woke a moment after our answer had ended.
+    metronome._late.append((now, 0.796))
+    metronome._asleep_since = now
+    assert metronome.worst(now - 0.9, now - 0.001) == 0.796
+    assert metronome.worst(now - 3, now - 2) == 0.0
 
 
 def test_a_busy_machine_excuses_what_load_does() -> None:
