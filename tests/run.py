@@ -93,7 +93,7 @@ def lint(tally: Tally) -> bool:
         "ruff": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
         "mypy app": ["mypy", "app"],
-        "mypy plugins": ["mypy", "plugins/filter", "plugins/callback"],
+        "mypy plugins": ["mypy", "plugins/filter", "plugins/callback", "plugins/module_utils"],
         "mypy scripts": ["mypy", "--scripts-are-modules", *tracked("roles/*/files/*.py")],
         "mypy tests": ["mypy", "tests/run.py"],
         "shellcheck": ["shellcheck", "millrace", ".ci/run", *tracked("*.sh")],

@@ -9,6 +9,7 @@ import time
 import uuid
 
 from backend.errors import ApiError
+from backend.hardware import HardwareReport
 from backend.settings import Settings
 from backend.tokens import shows_token
 from backend.upstream import CHAT_PATH, Upstream, read_some
@@ -32,6 +33,7 @@ class Readiness:
         self._upstream = upstream
         self._interval = settings.ready_probe_interval_seconds
         self._max_age = settings.ready_max_age_seconds
+        self._hardware = HardwareReport(settings.hardware_report)
         self._last_token: float | None = None
         self._failure = "no probe has finished yet"
         # From here on the relay should show what it sends: looking for a token in an event costs
@@ -58,7 +60,7 @@ class Readiness:
         """Return whether we are ready, and the body of GET /readyz.
 
         `last_token_age_seconds` is null while no token has been seen; `reason` is there when not
-        ready.
+        ready. `hardware` says what the guard found that was not planned, where there is anything.
         """
         age = None if self._last_token is None else time.monotonic() - self._last_token
         ready = age is not None and age <= self._max_age
@@ -73,6 +75,8 @@ class Readiness:
                 else f"no token has come from the engine for {age:.0f} seconds"
             )
             body["reason"] = f"{seen}; last probe: {self._failure}"
+        if found := self._hardware.read():
+            body["hardware"] = found
         return ready, body
 
     async def keep_watch(self) -> None:

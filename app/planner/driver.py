@@ -42,6 +42,7 @@ REPOSITORIES = {
     ("Debian", "12"): "debian12",
     ("Debian", "13"): "debian13",
 }
+UBUNTU_TOOLS = ("libnvidia-compute", "nvidia-utils", "nvidia-compute-utils")
 UNBRANCHED_NAMES = 590
 """From here on NVIDIA's package names carry no branch and need the pinning package."""
 
@@ -91,13 +92,13 @@ def decide(machine: Machine, wish: DriverWish | None = None) -> dict[str, Any]:
 
 
 def running_problem(machine: Machine) -> str:
-    """Say what is wrong with the driver that runs now, if an engine is to start; else nothing."""
+    """Say what is wrong with an owner's own driver, which the kit leaves alone; else nothing."""
     least = ".".join(map(str, WHEEL_DRIVER))
     loaded, library = machine.driver_version, machine.library_version
     if not loaded:
         return (
-            "no NVIDIA driver runs, and the kit does not install one yet: install branch "
-            f"{DEFAULT_BRANCH} (./millrace plan SERVER names the packages) and reboot"
+            "no NVIDIA driver runs, and plan_driver_source is none: install one of branch "
+            f"{DEFAULT_BRANCH}, or leave plan_driver_source empty and the kit does"
         )
     if library and library != loaded:
         return (
@@ -117,28 +118,17 @@ def packages(system: tuple[str, str], source: str, branch: int, flavour: str) ->
     suffix = "-open" if flavour == "open" else ""
     if system[0] == "Debian":
         module = "nvidia-kernel-open-dkms" if flavour == "open" else "nvidia-kernel-dkms"
-        tools = "nvidia-driver-cuda" if source == "nvidia" else "nvidia-smi"
-        return ["linux-headers-amd64", module, tools, "nvidia-persistenced"]
+        tools = ["nvidia-driver-cuda"] if source == "nvidia" else ["libcuda1", "nvidia-smi"]
+        return ["linux-headers-amd64", module, *tools, "nvidia-persistenced"]
     if source == "distribution":
         return [
             f"linux-modules-nvidia-{branch}-server{suffix}-generic",
             f"nvidia-headless-no-dkms-{branch}-server{suffix}",
             f"nvidia-utils-{branch}-server",
         ]
-    if branch >= UNBRANCHED_NAMES:
-        return [
-            "linux-headers-generic",
-            f"nvidia-dkms{suffix}",
-            "libnvidia-compute",
-            "nvidia-utils",
-        ]
-    return [
-        "linux-headers-generic",
-        f"nvidia-dkms-{branch}{suffix}",
-        f"libnvidia-compute-{branch}",
-        f"nvidia-utils-{branch}",
-        f"nvidia-compute-utils-{branch}",
-    ]
+    of_branch = f"-{branch}" if branch < UNBRANCHED_NAMES else ""
+    tools = [f"{name}{of_branch}" for name in UBUNTU_TOOLS]
+    return ["linux-headers-generic", f"nvidia-dkms{of_branch}{suffix}", *tools]
 
 
 def _system(machine: Machine) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def _from_facts(facts: Mapping[str, Any]) -> Machine:
         if str(seen["vendor"]).lower() != NVIDIA:
             unusable.append(f"{address}: {seen['vendor']}:{seen['device']} is not from NVIDIA")
             continue
-        card = _card(seen)
+        card = card_of(seen)
         if card is None:
             has_unknown = True
             unusable.append(
@@ -117,7 +117,8 @@ def _from_facts(facts: Mapping[str, Any]) -> Machine:
     )
 
 
-def _card(seen: Mapping[str, Any]) -> Card | None:
+def card_of(seen: Mapping[str, Any]) -> Card | None:
+    """Return the card that was observed, as its driver or else the catalogue describes it."""
     name = str(seen.get("name") or "")
     known = cards.by_pci(str(seen["device"]), str(seen.get("subsystem") or ""), name)
     if seen.get("memory_mib"):

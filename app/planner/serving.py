@@ -12,12 +12,13 @@ from planner import budget, driver, machine, models
 from planner.driver import DriverWish
 from planner.engine import Wish
 from planner.machine import Machine
+from planner.memory import Load, pool_of
 from planner.models import Model
 from planner.plan import decide
 from planner.problem import PlanError
 from planner.source import RECITAL, model_source
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 RECITAL_DIR = "/usr/local/lib/millrace/recital"
 RECITAL_STEP_MILLISECONDS = 12
@@ -28,6 +29,8 @@ RECITAL_CONFIG = {
 }  # fmt: skip
 """Its dimensions, which the plan needs before roles/vllm/files/recital/build.py has made it."""
 CPU_SEQUENCES = 64
+CPU_BATCHED_TOKENS = 4096
+"""vLLM's default on a processor; only windows' layers ask."""
 
 # The settings that a planner's choice yields to, as vLLM calls them.
 WISHES: Mapping[str, type] = {
@@ -48,12 +51,14 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     `kv_cache_mib` (CPU only), `engine_port`, `gateway_port`, `models_dir`, `engine_arguments`
     (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`), `cores`.
 
+    `hardware` is what the plan was made for: each card, and the engine that it works for.
+    `kv_cache_tokens` is what the first engine's cache will hold, or None where nobody knows.
     `decided` is what the cards decide (docs/plan.md tells its keys; None on a CPU). What cannot be
     carried out is in `refusals`; what is wrong with the driver as it runs now, in `driver_problem`.
     Raises PlanError when the model's name makes no sense.
     """
     if settings["device"] == "cpu":
-        return _on_cpu(settings)
+        return _on_cpu(settings, hardware)
     seen = machine.from_facts(hardware)
     decided = _decide(settings, seen)
     chosen = decided["engine"]["model"] if decided["engine"] else ""
@@ -65,27 +70,71 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
             "does not start yet; it stays idle"
         )
     engines = [_engine(settings, name, decided["engine"])] if name else []
+    # Any other is the kit's to install, or to mend.
+    owners_driver = decided["driver"]["source"] == "none"
     workers = decided["workers"]
     return {
         **_common(settings, workers["gateway"], workers["backend"]),
         "engines": engines,
+        "hardware": {"cards": _cards(hardware, engines, decided)},
+        "kv_cache_tokens": decided["memory"]["kv_cache_tokens"] if decided["memory"] else None,
         "decided": decided,
         "refusals": decided["refusals"],
-        "driver_problem": driver.running_problem(seen),
+        "driver_problem": driver.running_problem(seen) if owners_driver else "",
     }
 
 
-def _on_cpu(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _on_cpu(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[str, Any]:
     cores = max(int(settings["cores"]), 1)
     workers = max(1, min(4, cores // 4))
     name = str(settings["model"]) or RECITAL
     return {
         **_common(settings, workers, workers),
         "engines": [_engine(settings, name, None)],
+        "hardware": {"cards": _cards(hardware, [], None)},
+        "kv_cache_tokens": _cpu_tokens(settings, name),
         "decided": None,
         "refusals": [],
         "driver_problem": "",
     }
+
+
+def _cpu_tokens(settings: Mapping[str, Any], name: str) -> int | None:
+    """Return the tokens that the KV cache will hold; None where the model's shape is not known."""
+    try:
+        model = _model({**settings, "model": name})
+    except PlanError:
+        return None
+    if model is None:
+        return None
+    context = int(settings.get("max_model_len") or 0) or model.shape.context_tokens
+    load = Load(context, CPU_SEQUENCES, CPU_BATCHED_TOKENS)
+    return pool_of(model.shape, load).tokens(int(settings["kv_cache_mib"]) << 20, context)
+
+
+def _cards(
+    hardware: Mapping[str, Any], engines: list[dict[str, Any]], decided: Mapping[str, Any] | None
+) -> list[dict[str, str]]:
+    """Return NVIDIA's cards that were there, each with the engine that it works for, for the guard
+    that looks whether they still are.
+    """
+    used = set(decided["engine"]["gpus"]) if decided and decided["engine"] else set()
+    found = []
+    for gpu in hardware.get("gpus", []):
+        if str(gpu["vendor"]).lower() != machine.NVIDIA:
+            continue
+        address, uuid = str(gpu.get("pci_address", "")), str(gpu.get("uuid") or "")
+        card = machine.card_of(gpu)
+        found.append(
+            {
+                "pci_address": address,
+                "device": str(gpu["device"]).lower(),
+                "uuid": uuid,
+                "name": card.name if card else f"NVIDIA's {gpu['device']}",
+                "engine": engines[0]["name"] if engines and {address, uuid} & used else "",
+            }
+        )
+    return found
 
 
 def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str, Any]:

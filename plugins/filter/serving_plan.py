@@ -15,7 +15,7 @@ from ansible.errors import AnsibleFilterError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "app"))
 
-from planner import models, page, serving, source
+from planner import change, measured, models, page, serving, source
 from planner.problem import PlanError
 
 PAGE_COLUMNS = 94
@@ -61,4 +61,6 @@ class FilterModule:
             "model_source": model_source,
             "needs_own_config": needs_own_config,
             "plan_page": plan_page,
+            "plan_change": change.told,
+            "plan_measured": measured.compare,
         }

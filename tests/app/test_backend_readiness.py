@@ -140,3 +140,17 @@ async def test_a_stream_without_tokens_does_not_count(start_backend, upstream):
     port = start_backend(**QUICK).port
     await ask(port, "POST", "/v1/chat/completions", chat())
     assert (await readyz(port))[0] == 503
+
+
+async def test_what_the_hardware_guard_found_is_told(start_backend, upstream, tmp_path):
+    report = tmp_path / "hardware.json"
+    port = start_backend(**QUICK, hardware_report=str(report)).port
+    body = (await becomes(port, "/readyz", 200, key=None)).json()
+    assert "hardware" not in body
+    report.write_text(json.dumps({"problems": ["a card is missing"], "notes": ["another is new"]}))
+    assert (await readyz(port))[1]["hardware"] == ["a card is missing", "another is new"]
+    # Half a report, or none that we know: nothing is told, and nobody is disturbed.
+    report.write_text('{"problems": "all')
+    assert "hardware" not in (await readyz(port))[1]
+    report.write_text(json.dumps({"problems": [], "notes": []}))
+    assert "hardware" not in (await readyz(port))[1]

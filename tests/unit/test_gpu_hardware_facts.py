@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gpu_hardware_facts as module
+import gpu_hardware as module
 import pytest
 
 BARS = """\
@@ -152,6 +152,7 @@ def test_packages_their_state_and_holds(tmp_path: Path, tool: Any) -> None:
     )
     assert module.packages() == {
         "packages": {"nvidia-smi": "535.1", "libnvidia-ml1": "535.1"},
+        "kernels": {"linux-image-6.1": "6.1.1"},
         "unfinished": ["nvidia-kernel-dkms"],
         "holds": ["libnvidia-ml1", "linux-image-6.1"],
     }

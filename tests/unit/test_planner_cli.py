@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gpu_hardware_facts
+import gpu_hardware
 import pytest
 import yaml
 from planner import cards
@@ -224,7 +224,7 @@ def test_a_swapped_card_is_observed_and_planned_as_its_profile_says(
     """From the kernel's files, as a sandbox server shows them, through the module to the plan."""
     profile = yaml.safe_load((MACHINES / name / "machine.yml").read_text(encoding="utf-8"))
     sandbox_machine().build(profile, tmp_path / "sys/bus/pci/devices")
-    seen = gpu_hardware_facts.observe(tmp_path, [])
+    seen = gpu_hardware.observe(tmp_path, [])
     observed = decide(from_facts({**seen, "cpu": {"cores": 8}, "memory_mib": 65536}))
     told = decide(from_profile(profile, cores=8, ram_gib=64))
     assert observed["engines"] == told["engines"]

@@ -105,11 +105,12 @@ def test_a_slug_is_always_one_safe_folder_name(name: str) -> None:
 def test_the_plan_has_the_shape_that_roles_render() -> None:
     plan = serving_plan(SETTINGS, HARDWARE)
     assert set(plan) == {
-        "version", "engines", "gateway", "backend", "budget", "decided", "refusals",
+        "version", "engines", "gateway", "backend", "budget", "hardware", "kv_cache_tokens",
+        "decided", "refusals",
         "driver_problem",
     }  # fmt: skip
     assert set(plan) == set(serving_plan({**SETTINGS, "device": "cpu"}, {}))
-    assert plan["version"] == 2
+    assert plan["version"] == 3
     assert plan["refusals"] == []
     assert set(plan["gateway"]) == {"port", "workers"}
     assert set(plan["backend"]) == {"workers"}
@@ -173,8 +174,11 @@ def test_cards_are_named_by_what_does_not_change() -> None:
     ],
 )
 def test_the_driver_that_runs(driver: dict[str, str], problem: str) -> None:
-    told = serving_plan(SETTINGS, {**HARDWARE, "driver": driver})["driver_problem"]
+    own = {**SETTINGS, "driver": {"source": "none"}}
+    told = serving_plan(own, {**HARDWARE, "driver": driver})["driver_problem"]
     assert problem in told if problem else told == ""
+    kits = serving_plan(SETTINGS, {**HARDWARE, "driver": driver})
+    assert kits["driver_problem"] == "", "any but an owner's is the kit's to mend"
 
 
 def test_cards_of_another_kind_are_said_to_stay_idle() -> None:
@@ -323,5 +327,6 @@ def test_changing_a_plan_does_not_change_the_next_one() -> None:
 
 def test_the_filters_are_found_by_name() -> None:
     assert set(FilterModule().filters()) == {
-        "serving_plan", "model_source", "needs_own_config", "plan_page",
+        "serving_plan", "model_source", "needs_own_config", "plan_page", "plan_change",
+        "plan_measured",
     }  # fmt: skip

@@ -122,6 +122,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
         json.dumps(
             {
                 "millrace_plan": "{{ machine_plan }}",
+                "__nvidia_driver_targets": {
+                    "stdout_lines": ["http://deb/|bookworm|main|$(SIGNED_BY)|Debian|/etc/a.list:1"]
+                },
+                "nvidia_driver_decided": {"source": "nvidia", "repository": "debian12"},
+                "nvidia_driver_module_options": {"nvidia": "NVreg_EnableGpuFirmware=1"},
                 # One task for all: what ansible.builtin.template does, at a tenth of the time.
                 "texts": {
                     target(t): f"{{{{ lookup('ansible.builtin.template', '{t}') }}}}"
@@ -162,7 +167,8 @@ CHECK = "systemd/millrace-streamcheck.service"
 CHAIN_JSON = "roles/streamcheck/etc/millrace/streamcheck/chain.json"
 COMMAND = "roles/streamcheck/usr/local/bin/millrace-check"
 SERVICES = [name for name in UNITS if name.endswith(".service")]
-SERVING = [name for name in SERVICES if name != CHECK]
+GUARD = "systemd/millrace-guard.service"
+SERVING = [name for name in SERVICES if name not in (CHECK, GUARD)]
 
 
 @ALL
@@ -173,11 +179,6 @@ def test_nothing_is_left_unrendered(rendered: Path, machine: str) -> None:
         for sign in ("{{", "{%", "%}", "{#", "Undefined"):
             assert sign not in text.replace("{value}", ""), f"{sign} in {template.name}"
         assert not re.search(r"^[^#\n]*\bNone\b", text, re.M), template.name
-
-
-@ALL
-def test_the_plan_on_the_server_is_the_plan(rendered: Path, machine: str) -> None:
-    assert json.loads(read(rendered, machine, "roles/base/plan.json")) == plan_for(machine)
 
 
 # Who may hold a secret -----------------------------------------------------------------------
@@ -435,12 +436,16 @@ def test_services_are_in_the_sandbox(rendered: Path, machine: str, unit: str) ->
                                 "Service").items():  # fmt: skip
         assert service[name][0] == value[0], f"{unit} does not keep {name}"
     assert service["IPAddressDeny"] == ["any"]
+    if unit == GUARD:
+        # It asks the cards as root, and nobody over a network.
+        assert not {"IPAddressAllow", "User"} & set(service)
+        return
     assert service["IPAddressAllow"] == ["localhost"]
     assert service["User"][0].startswith("millrace-")
 
 
 @ALL
-@pytest.mark.parametrize("unit", SERVICES)
+@pytest.mark.parametrize("unit", [name for name in SERVICES if name != GUARD])
 def test_secrets_come_as_credentials(rendered: Path, machine: str, unit: str) -> None:
     service = settings(read(rendered, machine, unit), "Service")
     assert service["LoadCredential"]
@@ -617,3 +622,52 @@ def test_updates_never_reboot_the_server(rendered: Path, machine: str) -> None:
     assert 'APT::Periodic::Unattended-Upgrade "1";' in text
     bare = re.sub(r"^//.*\n", "", text, flags=re.M)
     assert all(line.endswith(";") for line in bare.splitlines())
+
+
+# The guard, and what the engine may open -------------------------------------------------------
+
+
+@ALL
+def test_the_engine_waits_for_the_guard(rendered: Path, machine: str) -> None:
+    unit = settings(read(rendered, machine, "systemd/millrace-vllm@.service"), "Unit")
+    assert "millrace-guard.service" in " ".join(unit["Requires"])
+    assert "millrace-guard.service" in " ".join(unit["After"])
+
+
+@ALL
+def test_an_engine_on_cards_opens_them_and_no_other_device(rendered: Path, machine: str) -> None:
+    service = settings(read(rendered, machine, "systemd/millrace-vllm@.service"), "Service")
+    on_cards = plan_for(machine)["engines"][0]["device"] == "cuda"
+    assert service["PrivateDevices"][-1] == ("no" if on_cards else "yes")
+    assert ("DeviceAllow" in service) == on_cards
+    if on_cards:
+        assert service["DevicePolicy"] == ["closed"]
+        assert service["DeviceAllow"] == ["char-nvidia* rw"]
+
+
+@ALL
+def test_the_guard_makes_devices_where_cards_serve(rendered: Path, machine: str) -> None:
+    service = settings(read(rendered, machine, GUARD), "Service")
+    on_cards = plan_for(machine)["engines"][0]["device"] == "cuda"
+    assert ("ExecStartPre" in service) == on_cards
+    assert service["Type"] == ["oneshot"]
+    # It ends, so that each start of the engine looks anew.
+    assert "RemainAfterExit" not in service
+
+
+SOURCES = "roles/nvidia_driver/etc/apt/sources.list.d/millrace-driver.sources"
+
+
+def test_a_distributions_other_components_come_from_its_own_servers(rendered: Path) -> None:
+    text = read(rendered, "bookworm", SOURCES)
+    assert "URIs: http://deb/\nSuites: bookworm\nComponents: contrib\n" in text
+    assert "Signed-By" not in text
+
+
+def test_upgrades_leave_driver_and_kernel_alone(rendered: Path) -> None:
+    text = read(rendered, "bookworm", "roles/nvidia_driver/etc/apt/apt.conf.d/53millrace-driver")
+    left = [re.compile(word) for word in re.findall(r'"(.*)";', text)]
+    for name in ("nvidia-smi", "libnvidia-ml1", "libcuda1", "linux-image-amd64", "cuda-drivers"):
+        assert any(word.search(name) for word in left), name
+    for name in ("openssl", "linux-libc-dev", "libc6", "nginx"):
+        assert not any(word.search(name) for word in left), name
