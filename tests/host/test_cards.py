@@ -1,0 +1,203 @@
+"""Cards come and go: what the guard says at boot, and what the next run makes of it.
+
+No card can be had here, so they are played (tests/fixtures/nvidia): what PCI shows, the driver's
+packages from a local signed repository, and an engine that is vLLM's build for the processor. The
+planning, the packages, the units and the chain are the real ones. Each test goes on where the one
+before it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cards
+import pytest
+from cards import Played
+from servers import RECITAL, Server, figure, playbook
+from test_again import changes
+from test_api import ask, chat
+
+pytestmark = [pytest.mark.breaks, pytest.mark.timeout(1500)]
+
+OTHERS = ("millrace-litellm.service", "millrace-backend.service", "nginx.service")
+ENGINE = "millrace-vllm@main.service"
+
+
+@pytest.fixture(scope="module")
+def played(engine: Server) -> Iterator[Played]:
+    """A server with no card yet, that can be given some; afterwards as it was."""
+    if engine.suite != "bookworm":
+        pytest.skip("the repository is played for Debian 12")
+    try:
+        yield cards.install(engine)
+    finally:
+        cards.plug_in(engine, "no-gpu")
+        cards.remove(engine)
+        done = playbook("site.yml", "--limit", engine.name)
+        assert done.returncode == 0, done.stdout[-3000:]
+
+
+def invocations(server: Server) -> dict[str, str]:
+    """Each unit's start, by a name that is another after each."""
+    return {name: server.show(name, "InvocationID")["InvocationID"] for name in (*OTHERS, ENGINE)}
+
+
+def readiness(server: Server) -> dict[str, Any]:
+    """What /readyz says."""
+    script = (
+        "import http.client,socket;c=http.client.HTTPConnection('x');"
+        "c.sock=socket.socket(socket.AF_UNIX);c.sock.connect('/run/millrace-backend.sock');"
+        "c.request('GET','/readyz');print(c.getresponse().read().decode())"
+    )
+    return dict(json.loads(server.run(f'python3 -c "{script}"')))
+
+
+def streams(server: Server) -> bool:
+    """Whether a whole answer comes."""
+    try:
+        seen = ask(server, chat())
+    except (AssertionError, OSError):
+        return False
+    return seen.status == 200 and seen.text == RECITAL and seen.ended
+
+
+def follow(played: Played) -> str:
+    """Run site.yml for the cards that are there: it serves, and a second run changes nothing; only
+    the engine was started anew. Returns what the run printed.
+    """
+    server = played.server
+    before = invocations(server)
+    done = played.run("site.yml")
+    assert done.returncode == 0, done.stdout[-4000:]
+    after = invocations(server)
+    assert after.pop(ENGINE) != before.pop(ENGINE)
+    assert after == before
+    assert streams(server)
+    assert played.report()["problems"] == []
+    again = played.run("site.yml", skip="verify")
+    assert again.returncode == 0, again.stdout[-4000:]
+    assert set(changes(again.stdout).values()) == {0}, again.stdout
+    assert invocations(server) == {**after, ENGINE: invocations(server)[ENGINE]}
+    return str(done.stdout)
+
+
+def stays_down(played: Played, reason: str) -> None:
+    """The guard keeps the engine down, and says why, wherever one looks."""
+    server = played.server
+    server.run("while systemctl is-active -q millrace-guard || "
+               "[ $(systemctl show -P ActiveState millrace-guard) = activating ]; do sleep 1; done",
+               timeout=180)  # fmt: skip
+    assert server.show(ENGINE, "ActiveState")["ActiveState"] == "inactive"
+    assert server.show("millrace-guard", "Result")["Result"] == "exit-code"
+    assert reason in server.run("systemctl status --no-pager millrace-guard", check=False)
+    told = readiness(server)
+    assert not told["ready"]
+    assert reason in " ".join(told["hardware"])
+
+
+def test_without_a_card_none_is_planned_for(played: Played) -> None:
+    before = invocations(played.server)
+    done = played.run("site.yml")
+    assert done.returncode != 0
+    told = " ".join(done.stdout.split())
+    assert "there is no NVIDIA card here" in told
+    assert "set vllm_device to cpu" in told
+    assert set(changes(done.stdout).values()) == {0}
+    assert invocations(played.server) == before
+    assert streams(played.server)
+
+
+def test_a_first_card(played: Played, until_ready: Callable[[], float]) -> None:
+    played.plug_in("rtx-3050")
+    until_ready()
+    # Nobody is disturbed, and it is said.
+    assert streams(played.server)
+    assert "is new: nothing uses it" in readiness(played.server)["hardware"][0]
+    told = follow(played)
+    assert "1 × NVIDIA GeForce RTX 3050" in told
+    plan = played.plan()
+    assert [card["engine"] for card in plan["hardware"]["cards"]] == ["main"]
+    assert plan["hardware"]["cards"][0]["uuid"].startswith("GPU-"), "planned anew by the driver"
+    driver = plan["decided"]["driver"]
+    assert (driver["source"], driver["branch"], driver["flavour"]) == ("nvidia", "580", "open")
+    assert played.version("nvidia-kernel-open-dkms").startswith("580.105.08")
+    previous = json.loads(played.server.run("cat /etc/millrace/plan.previous.json"))
+    assert previous["engines"][0]["device"] == "cpu"
+    measured = json.loads(played.server.run("cat /var/lib/millrace/measured.json"))
+    assert measured["planned_tokens"] == plan["kv_cache_tokens"]
+    assert measured["logged_tokens"] > 0
+    figure("a first card: driver, plan and engine follow, and a second run changes nothing")
+
+
+def test_a_larger_card_in_its_place(played: Played) -> None:
+    played.plug_in("rtx-5090")
+    stays_down(played, "GeForce RTX 3050")
+    told = follow(played)
+    rows = [line.split() for line in told.splitlines() if "→" in line]
+    assert any("5090" in row and row[0] == "cards" for row in rows), told
+    plan = played.plan()
+    assert "5090" in plan["hardware"]["cards"][0]["name"]
+    assert "tensor-parallel-size" not in plan["engines"][0]["arguments"]
+
+
+def test_a_second_card_disturbs_nothing_until_it_is_planned_for(
+    played: Played, until_ready: Callable[[], float]
+) -> None:
+    played.plug_in("two-rtx-5090")
+    until_ready()
+    assert streams(played.server)
+    assert "0000:06:00.0 is new" in readiness(played.server)["hardware"][0]
+    follow(played)
+    engine = played.plan()["engines"][0]
+    named = engine["environment"]["CUDA_VISIBLE_DEVICES"].split(",")
+    assert len(named) == len(set(named)) == 2
+    both = engine["arguments"].get("data-parallel-size", 1)
+    assert both * engine["arguments"].get("tensor-parallel-size", 1) == 2
+
+
+def test_a_card_falls_off_the_bus(played: Played, until_ready: Callable[[], float]) -> None:
+    server = played.server
+    server.run("echo 0000:06:00.0 >/run/standin-lost")
+    server.run(f"kill -9 $(systemctl show -P MainPID {ENGINE}); sleep 5")
+    stays_down(played, "0000:06:00.0 is plugged in and the driver does not see it")
+    server.run(f"rm /run/standin-lost; systemctl start --no-block {ENGINE}")
+    until_ready()
+    assert streams(server)
+    assert "hardware" not in readiness(server)
+
+
+def test_a_missing_card(played: Played) -> None:
+    played.plug_in("rtx-5090")
+    stays_down(played, "0000:06:00.0 is missing, and the plan needs it")
+    follow(played)
+    assert "data-parallel-size" not in played.plan()["engines"][0]["arguments"]
+
+
+def test_the_way_back_is_the_plan_before(played: Played) -> None:
+    present = played.plan()
+    before = json.loads(played.server.run("cat /etc/millrace/plan.previous.json"))
+    done = played.run("playbooks/host.yml", "plan_restore=true")
+    # It is the plan for two cards, of which one is gone: taken as it was, and the guard says so.
+    assert played.plan() == before
+    assert "0000:06:00.0 is missing" in done.stdout
+    forward = played.run("playbooks/host.yml", "plan_restore=true")
+    assert forward.returncode == 0, forward.stdout[-3000:]
+    assert played.plan() == present
+
+
+def test_a_card_of_another_maker(played: Played) -> None:
+    played.plug_in("foreign")
+    stays_down(played, "GeForce RTX 5090 at 0000:05:00.0 is missing")
+    done = played.run("site.yml")
+    assert done.returncode != 0
+    told = " ".join(done.stdout.split())
+    assert "there is no NVIDIA card here" in told
+    # What is left to an owner: the processor.
+    done = played.run("site.yml", "vllm_device=cpu")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert played.plan()["engines"][0]["device"] == "cpu"
+    assert streams(played.server)
+    again = played.run("site.yml", "vllm_device=cpu")
+    assert set(changes(again.stdout).values()) == {0}, again.stdout
