@@ -15,22 +15,29 @@ class _Report(BaseModel):
     notes: list[str] = []
 
 
-class HardwareReport:
-    """The guard's report. It is written whole, a few hundred bytes, on a file system in memory."""
+class HardwareReports:
+    """The guard's reports, one for each engine: a folder of files that are written whole, a few
+    hundred bytes each, on a file system in memory.
+    """
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._complaint = ""
 
     def read(self) -> list[str]:
-        """Return what keeps the engine down, then what is only to be known; empty of no report."""
+        """Return what keeps engines down, then what is only to be known; empty of no report."""
+        reports = [self._one(file) for file in sorted(self._folder.glob("*.json"))]
+        problems = [line for report in reports for line in report.problems]
+        notes = [line for report in reports for line in report.notes]
+        return list(dict.fromkeys([*problems, *notes]))
+
+    def _one(self, file: Path) -> _Report:
         try:
-            report = _Report.model_validate_json(self._file.read_bytes())
+            return _Report.model_validate_json(file.read_bytes())
         except FileNotFoundError:
-            return []
+            return _Report()
         except (OSError, ValidationError) as error:
             if str(error) != self._complaint:
-                log.warning("%s cannot be read: %s", self._file, error)
+                log.warning("%s cannot be read: %s", file, error)
             self._complaint = str(error)
-            return []
-        return [*report.problems, *report.notes]
+            return _Report()

@@ -9,7 +9,7 @@ import time
 import uuid
 
 from backend.errors import ApiError
-from backend.hardware import HardwareReport
+from backend.hardware import HardwareReports
 from backend.settings import Settings
 from backend.tokens import shows_token
 from backend.upstream import CHAT_PATH, Upstream, read_some
@@ -33,7 +33,7 @@ class Readiness:
         self._upstream = upstream
         self._interval = settings.ready_probe_interval_seconds
         self._max_age = settings.ready_max_age_seconds
-        self._hardware = HardwareReport(settings.hardware_report)
+        self._hardware = HardwareReports(settings.hardware_reports)
         self._last_token: float | None = None
         self._failure = "no probe has finished yet"
         # From here on the relay should show what it sends: looking for a token in an event costs

@@ -66,8 +66,8 @@ class Settings(Strict):
     upstream_keepalive_seconds: Seconds = 4
     ready_probe_interval_seconds: Seconds = 10
     ready_max_age_seconds: Seconds = 60
-    # What the hardware guard found at boot and before each start of the engine; there may be none.
-    hardware_report: Path = Path("/run/millrace/hardware.json")
+    # What the hardware guard found at boot and before each start of an engine; there may be none.
+    hardware_reports: Path = Path("/run/millrace/hardware")
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60

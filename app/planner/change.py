@@ -43,8 +43,6 @@ def _rows(plan: Plan) -> dict[str, str]:
         )
     for engine in plan.get("engines", []):
         rows |= _engine_rows(engine)
-    if memory := decided.get("memory"):
-        rows["KV cache holds"] = f"{memory['kv_cache_tokens']:,} tokens"
     for name in ("gateway", "backend"):
         if workers := plan.get(name, {}).get("workers"):
             rows[f"{name} workers"] = str(workers)
@@ -57,6 +55,8 @@ def _engine_rows(engine: Mapping[str, Any]) -> dict[str, str]:
     rows = {"computes on": engine["device"], "model": engine["model"]["id"]}
     rows |= {k: str(v) for k, v in arguments.items() if k not in ("model", "served-model-name")}
     rows |= {name: str(value) for name, value in engine["environment"].items()}
+    if tokens := engine.get("kv_cache_tokens"):
+        rows["KV cache holds"] = f"{tokens:,} tokens"
     return {prefix + name: value for name, value in rows.items()}
 
 

@@ -83,7 +83,7 @@ def decide(machine: Machine, wish: DriverWish | None = None) -> dict[str, Any]:
         "repository": REPOSITORIES.get(system, "") if source == "nvidia" else "",
         "keyring_package": "cuda-keyring" if source == "nvidia" else "",
         "pinning_package": f"nvidia-driver-pinning-{branch}" if source == "nvidia" else "",
-        "packages": packages(system, source, branch, flavour),
+        "packages": packages(system, source, branch, flavour, machine.kernel_line),
         "cuda_minimum": WHEEL_CUDA,
         "driver_minimum": ".".join(map(str, WHEEL_DRIVER)),
         "reasons": reasons,
@@ -113,22 +113,30 @@ def running_problem(machine: Machine) -> str:
     return ""
 
 
-def packages(system: tuple[str, str], source: str, branch: int, flavour: str) -> list[str]:
-    """Return the packages to install, headless, for a source, branch and flavour."""
+def packages(
+    system: tuple[str, str], source: str, branch: int, flavour: str, kernel_line: str = ""
+) -> list[str]:
+    """Return the packages to install, headless, for a source, branch and flavour.
+
+    `kernel_line`: what the system calls its kernels, generic-hwe-24.04 for one; empty takes its
+    usual ones.
+    """
+    line = kernel_line or ("amd64" if system[0] == "Debian" else "generic")
+    headers = f"linux-headers-{line}"
     suffix = "-open" if flavour == "open" else ""
     if system[0] == "Debian":
         module = "nvidia-kernel-open-dkms" if flavour == "open" else "nvidia-kernel-dkms"
         tools = ["nvidia-driver-cuda"] if source == "nvidia" else ["libcuda1", "nvidia-smi"]
-        return ["linux-headers-amd64", module, *tools, "nvidia-persistenced"]
+        return [headers, module, *tools, "nvidia-persistenced"]
     if source == "distribution":
         return [
-            f"linux-modules-nvidia-{branch}-server{suffix}-generic",
+            f"linux-modules-nvidia-{branch}-server{suffix}-{line}",
             f"nvidia-headless-no-dkms-{branch}-server{suffix}",
             f"nvidia-utils-{branch}-server",
         ]
     of_branch = f"-{branch}" if branch < UNBRANCHED_NAMES else ""
     tools = [f"{name}{of_branch}" for name in UBUNTU_TOOLS]
-    return ["linux-headers-generic", f"nvidia-dkms{of_branch}{suffix}", *tools]
+    return [headers, f"nvidia-dkms{of_branch}{suffix}", *tools]
 
 
 def _system(machine: Machine) -> tuple[str, str]:

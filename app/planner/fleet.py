@@ -83,13 +83,32 @@ def _place_mixed(
         note = f"mixed cards ({told}): one engine over all, planned as if each were {smallest.name}"
         return [replace(whole, gpus=gpus)], [*notes, note]
     placed = [first]
+    enough = min(first.fit.load.max_model_len, COMFORTABLE_CONTEXT)
     for kind in kinds[1:]:
+        idle = f"{len(kind)} × {kind[0].card.name} stay idle"
         try:
-            placed.append(best(kind, first.model, wish))
+            other = best(kind, first.model, wish)
         except PlanError as error:
-            notes.append(f"{len(kind)} × {kind[0].card.name} stay idle: {error}")
-    if len(placed) > 1:
-        notes.append(f"mixed cards ({told}): an engine for each kind, all with {first.model.id}")
+            notes.append(f"{idle}: {error}")
+            continue
+        if other.fit.load.max_model_len < enough:
+            notes.append(
+                f"{idle}: {first.model.id} would have a context of "
+                f"{other.fit.load.max_model_len:,} tokens there, and all engines must take the same"
+            )
+            continue
+        placed.append(other)
+    if len(placed) == 1:
+        return placed, notes
+    notes.append(f"mixed cards ({told}): an engine for each kind, all with {first.model.id}")
+    # The gateway sends a request to any of them.
+    shortest = min(other.fit.load.max_model_len for other in placed)
+    alike = replace(wish, max_model_len=shortest)
+    placed = [
+        other if other.fit.load.max_model_len == shortest else best(other.gpus, first.model, alike)
+        for other in placed
+    ]
+    notes.append(f"context: {shortest:,} tokens, which every engine has, whichever answers")
     return placed, notes
 
 

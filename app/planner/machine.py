@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from planner.cards import Card
 from planner.problem import PlanError
 
 NVIDIA = "10de"
+KERNEL_LINE = re.compile(r"linux-image-((?:cloud-|rt-)?[a-z]\w*(?:-hwe-\d+\.\d+)?)")
+"""linux-image-amd64 and linux-image-generic-hwe-24.04, but no linux-image-6.8.0-90-generic."""
 DISPLAY_CLASSES = ("0300", "0302")
 MODERN_SYSTEM = ("Debian", "13")
 
@@ -45,6 +48,8 @@ class Machine:
     version: str = MODERN_SYSTEM[1]
     has_secure_boot: bool = False
     has_enrolled_key: bool = False
+    # What the system calls its line of kernels: generic, generic-hwe-24.04, amd64, cloud-amd64.
+    kernel_line: str = ""
     # Of the loaded kernel module, and of the library; empty without.
     driver_version: str = ""
     library_version: str = ""
@@ -112,9 +117,25 @@ def _from_facts(facts: Mapping[str, Any]) -> Machine:
         version=str(system.get("version") or MODERN_SYSTEM[1]),
         has_secure_boot=bool(facts.get("secure_boot")),
         has_enrolled_key=bool(facts.get("enrolled_key")),
+        kernel_line=_kernel_line(driver.get("kernels", {}), str(facts.get("kernel") or "")),
         driver_version=str(driver.get("module_version") or ""),
         library_version=str(driver.get("library_version") or ""),
     )
+
+
+def _kernel_line(kernels: Mapping[str, str], running: str) -> str:
+    """Return the line of kernels that the running one is of; empty where no package tells.
+
+    A line's package has its newest kernel's version: 6.14.0-32.32~24.04.1 of 6.14.0-32-generic.
+    """
+    lines = {
+        found[1]: version
+        for name, version in kernels.items()
+        if (found := KERNEL_LINE.fullmatch(name))
+    }
+    abi = running.rpartition("-")[0]
+    mine = [line for line, version in lines.items() if abi and version.startswith(f"{abi}.")]
+    return next(iter(mine or lines), "")
 
 
 def card_of(seen: Mapping[str, Any]) -> Card | None:

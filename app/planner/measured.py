@@ -12,26 +12,37 @@ ALLOWED_PERCENT = 10.0
 """Above the median error against published logs of other cards (docs/plan.md), and some."""
 
 
-def compare(plan: Mapping[str, Any], journal: str) -> dict[str, Any]:
-    """Return `{model, planned_tokens, logged_tokens, difference_percent, remark}`.
+def compare(plan: Mapping[str, Any], journals: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return `{engine, model, planned_tokens, logged_tokens, difference_percent, remark}` of each
+    engine that said anything.
 
-    `journal`: what the engine wrote since its start; the last such line counts. Each value is None
-    where there is none; `difference_percent` is positive where vLLM found more than was planned;
-    `remark` is a sentence where the difference is more than what is to be expected.
+    `journals`: by the engine's name, what it wrote since its start; the last such line counts.
+    `planned_tokens` and `difference_percent` are None where nothing was planned; the latter is
+    positive where vLLM found more; `remark` is a sentence where the difference is more than what is
+    to be expected.
     """
-    lines = LINE.findall(journal)
-    logged = int(lines[-1].replace(",", "")) if lines else None
-    planned = plan["kv_cache_tokens"]
-    percent = round(100 * (logged - planned) / planned, 1) if logged and planned else None
+    return [
+        _engine(engine, lines[-1])
+        for engine in plan["engines"]
+        if (lines := LINE.findall(journals.get(engine["name"], "")))
+    ]
+
+
+def _engine(engine: Mapping[str, Any], said: str) -> dict[str, Any]:
+    logged = int(said.replace(",", ""))
+    planned = engine["kv_cache_tokens"]
+    percent = round(100 * (logged - planned) / planned, 1) if planned else None
     remark = ""
     if percent is not None and abs(percent) > ALLOWED_PERCENT:
         word = "more" if percent > 0 else "fewer"
         remark = (
-            f"The engine's KV cache holds {logged:,} tokens, {abs(percent):g} % {word} than the "
-            f"{planned:,} that were planned: the memory model is off for this model or card."
+            f"The KV cache of engine {engine['name']} holds {logged:,} tokens, {abs(percent):g} % "
+            f"{word} than the {planned:,} that were planned: the memory model is off for this "
+            "model or card."
         )
     return {
-        "model": plan["engines"][0]["model"]["id"],
+        "engine": engine["name"],
+        "model": engine["model"]["id"],
         "planned_tokens": planned,
         "logged_tokens": logged,
         "difference_percent": percent,

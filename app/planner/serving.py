@@ -51,8 +51,9 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     `kv_cache_mib` (CPU only), `engine_port`, `gateway_port`, `models_dir`, `engine_arguments`
     (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`), `cores`.
 
-    `hardware` is what the plan was made for: each card, and the engine that it works for.
-    `kv_cache_tokens` is what the first engine's cache will hold, or None where nobody knows.
+    `hardware` is what the plan was made for: each card, and the engine that it works for. Of an
+    engine, `kv_cache_tokens` is what its cache will hold (None where nobody knows), and `weight`
+    its share of the requests where there are several.
     `decided` is what the cards decide (docs/plan.md tells its keys; None on a CPU). What cannot be
     carried out is in `refusals`; what is wrong with the driver as it runs now, in `driver_problem`.
     Raises PlanError when the model's name makes no sense.
@@ -63,21 +64,21 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     decided = _decide(settings, seen)
     chosen = decided["engine"]["model"] if decided["engine"] else ""
     name = str(settings["model"]) or chosen
-    # The roles run one engine so far; what the others would do is said, and not done.
-    for planned in decided["engines"][1:]:
-        decided["reasons"].append(
-            f"{', '.join(planned['gpus'])}: planned as an engine of its own, which the kit "
-            "does not start yet; it stays idle"
-        )
-    engines = [_engine(settings, name, decided["engine"])] if name else []
+    planned = zip(decided["engines"], decided["memories"], strict=True)
+    engines = [
+        _engine(settings, name, number, engine, memory["kv_cache_tokens"])
+        for number, (engine, memory) in enumerate(planned)
+    ]
+    if not engines and name:
+        # Refused; what was asked for is shown all the same.
+        engines = [_engine(settings, name, 0, None, None)]
     # Any other is the kit's to install, or to mend.
     owners_driver = decided["driver"]["source"] == "none"
     workers = decided["workers"]
     return {
         **_common(settings, workers["gateway"], workers["backend"]),
         "engines": engines,
-        "hardware": {"cards": _cards(hardware, engines, decided)},
-        "kv_cache_tokens": decided["memory"]["kv_cache_tokens"] if decided["memory"] else None,
+        "hardware": {"cards": _cards(hardware, engines, decided["engines"])},
         "decided": decided,
         "refusals": decided["refusals"],
         "driver_problem": driver.running_problem(seen) if owners_driver else "",
@@ -90,9 +91,8 @@ def _on_cpu(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[st
     name = str(settings["model"]) or RECITAL
     return {
         **_common(settings, workers, workers),
-        "engines": [_engine(settings, name, None)],
-        "hardware": {"cards": _cards(hardware, [], None)},
-        "kv_cache_tokens": _cpu_tokens(settings, name),
+        "engines": [_engine(settings, name, 0, None, _cpu_tokens(settings, name))],
+        "hardware": {"cards": _cards(hardware, [], [])},
         "decided": None,
         "refusals": [],
         "driver_problem": "",
@@ -113,12 +113,16 @@ def _cpu_tokens(settings: Mapping[str, Any], name: str) -> int | None:
 
 
 def _cards(
-    hardware: Mapping[str, Any], engines: list[dict[str, Any]], decided: Mapping[str, Any] | None
+    hardware: Mapping[str, Any], engines: list[dict[str, Any]], planned: list[dict[str, Any]]
 ) -> list[dict[str, str]]:
     """Return NVIDIA's cards that were there, each with the engine that it works for, for the guard
     that looks whether they still are.
     """
-    used = set(decided["engine"]["gpus"]) if decided and decided["engine"] else set()
+    used = {
+        name: engine["name"]
+        for engine, plan in zip(engines, planned, strict=False)
+        for name in plan["gpus"]
+    }
     found = []
     for gpu in hardware.get("gpus", []):
         if str(gpu["vendor"]).lower() != machine.NVIDIA:
@@ -131,7 +135,7 @@ def _cards(
                 "device": str(gpu["device"]).lower(),
                 "uuid": uuid,
                 "name": card.name if card else f"NVIDIA's {gpu['device']}",
-                "engine": engines[0]["name"] if engines and {address, uuid} & used else "",
+                "engine": used.get(uuid) or used.get(address, ""),
             }
         )
     return found
@@ -196,12 +200,13 @@ def _wish(settings: Mapping[str, Any]) -> Wish:
 
 
 def _engine(
-    settings: Mapping[str, Any], name: str, planned: Mapping[str, Any] | None
-) -> dict[str, Any]:
+    settings: Mapping[str, Any], name: str, number: int, planned: Mapping[str, Any] | None,
+    kv_cache_tokens: int | None,
+) -> dict[str, Any]:  # fmt: skip
     model = model_source(name, str(settings.get("model_revision") or ""))
     served_name = settings.get("served_name") or model["slug"].split("--")[-1]
     path = model["id"] if model["source"] == "path" else f"{settings['models_dir']}/{model['slug']}"
-    port = int(settings["engine_port"])
+    port = int(settings["engine_port"]) + number
     arguments: dict[str, Any] = {
         "model": path,
         "served-model-name": served_name,
@@ -236,10 +241,12 @@ def _engine(
         environment["PYTHONPATH"] = RECITAL_DIR
     arguments.update(settings.get("engine_arguments") or {})
     return {
-        "name": "main",
+        "name": f"engine{number + 1}" if number else "main",
         "device": settings["device"],
         "model": {**model, "path": path, "served_name": served_name},
         "port": port,
+        "weight": max(1, planned["tokens_per_second"]["all"]) if planned else 1,
+        "kv_cache_tokens": kv_cache_tokens,
         "arguments": arguments,
         "environment": environment,
     }

@@ -143,12 +143,20 @@ async def test_a_stream_without_tokens_does_not_count(start_backend, upstream):
 
 
 async def test_what_the_hardware_guard_found_is_told(start_backend, upstream, tmp_path):
-    report = tmp_path / "hardware.json"
-    port = start_backend(**QUICK, hardware_report=str(report)).port
+    folder = tmp_path / "hardware"
+    port = start_backend(**QUICK, hardware_reports=str(folder)).port
     body = (await becomes(port, "/readyz", 200, key=None)).json()
     assert "hardware" not in body
+    folder.mkdir()
+    report = folder / "main.json"
     report.write_text(json.dumps({"problems": ["a card is missing"], "notes": ["another is new"]}))
     assert (await readyz(port))[1]["hardware"] == ["a card is missing", "another is new"]
+    # Each engine has its own, and what both say is told once.
+    second = {"problems": [], "notes": ["another is new", "a third is idle"]}
+    (folder / "engine2.json").write_text(json.dumps(second))
+    told = (await readyz(port))[1]["hardware"]
+    assert told == ["a card is missing", "another is new", "a third is idle"]
+    (folder / "engine2.json").unlink()
     # Half a report, or none that we know: nothing is told, and nobody is disturbed.
     report.write_text('{"problems": "all')
     assert "hardware" not in (await readyz(port))[1]

@@ -41,7 +41,7 @@ class Played:
 
     def report(self) -> dict[str, Any]:
         """What the guard found last."""
-        return dict(json.loads(self.server.run("cat /run/millrace/hardware.json")))
+        return dict(json.loads(self.server.run("cat /run/millrace/hardware/main.json")))
 
     def plan(self) -> dict[str, Any]:
         """The plan on the server."""

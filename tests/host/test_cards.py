@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.breaks, pytest.mark.timeout(1500)]
 
 OTHERS = ("millrace-litellm.service", "millrace-backend.service", "nginx.service")
 ENGINE = "millrace-vllm@main.service"
+GUARD = "millrace-guard@main.service"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +87,13 @@ def follow(played: Played) -> str:
 def stays_down(played: Played, reason: str) -> None:
     """The guard keeps the engine down, and says why, wherever one looks."""
     server = played.server
-    server.run("while systemctl is-active -q millrace-guard || "
-               "[ $(systemctl show -P ActiveState millrace-guard) = activating ]; do sleep 1; done",
-               timeout=180)  # fmt: skip
+    server.run(
+        f"while [ $(systemctl show -P ActiveState {GUARD}) = activating ]; do sleep 1; done",
+        timeout=180,
+    )
     assert server.show(ENGINE, "ActiveState")["ActiveState"] == "inactive"
-    assert server.show("millrace-guard", "Result")["Result"] == "exit-code"
-    assert reason in server.run("systemctl status --no-pager millrace-guard", check=False)
+    assert server.show(GUARD, "Result")["Result"] == "exit-code"
+    assert reason in server.run(f"systemctl status --no-pager {GUARD}", check=False)
     told = readiness(server)
     assert not told["ready"]
     assert reason in " ".join(told["hardware"])
@@ -125,8 +127,8 @@ def test_a_first_card(played: Played, until_ready: Callable[[], float]) -> None:
     assert played.version("nvidia-kernel-open-dkms").startswith("580.105.08")
     previous = json.loads(played.server.run("cat /etc/millrace/plan.previous.json"))
     assert previous["engines"][0]["device"] == "cpu"
-    measured = json.loads(played.server.run("cat /var/lib/millrace/measured.json"))
-    assert measured["planned_tokens"] == plan["kv_cache_tokens"]
+    (measured,) = json.loads(played.server.run("cat /var/lib/millrace/measured.json"))
+    assert measured["planned_tokens"] == plan["engines"][0]["kv_cache_tokens"]
     assert measured["logged_tokens"] > 0
     figure("a first card: driver, plan and engine follow, and a second run changes nothing")
 
@@ -185,6 +187,47 @@ def test_the_way_back_is_the_plan_before(played: Played) -> None:
     forward = played.run("playbooks/host.yml", "plan_restore=true")
     assert forward.returncode == 0, forward.stdout[-3000:]
     assert played.plan() == present
+
+
+def served(server: Server, port: int) -> float:
+    """How many requests an engine has ended."""
+    _, body = server.get(f"http://127.0.0.1:{port}/metrics")
+    lines = [line for line in body.splitlines() if line.startswith("vllm:request_success_total")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def test_cards_of_two_kinds_get_an_engine_each(
+    played: Played, until_ready: Callable[[], float]
+) -> None:
+    server = played.server
+    played.plug_in("mixed")
+    done = played.run("site.yml")
+    assert done.returncode == 0, done.stdout[-4000:]
+    engines = played.plan()["engines"]
+    assert [engine["name"] for engine in engines] == ["main", "engine2"]
+    cards_of = [engine["environment"]["CUDA_VISIBLE_DEVICES"] for engine in engines]
+    assert len(set(cards_of)) == 2
+    again = played.run("site.yml", skip="verify")
+    assert set(changes(again.stdout).values()) == {0}, again.stdout
+    before = [served(server, engine["port"]) for engine in engines]
+    for _ in range(24):
+        assert ask(server, chat(max_tokens=2)).ended
+    shares = [served(server, e["port"]) - b for e, b in zip(engines, before, strict=True)]
+    assert min(shares) > 0, shares
+    assert shares[0] > shares[1], "the larger card takes more"
+    figure(f"two engines, weights {[e['weight'] for e in engines]}: requests {shares}")
+    # Without the smaller card the other one serves.
+    played.plug_in("rtx-5090")
+    until_ready()
+    assert streams(server)
+    assert server.show("millrace-vllm@engine2", "ActiveState")["ActiveState"] == "inactive"
+    done = played.run("site.yml")
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert server.run("ls /etc/millrace/vllm").split() == ["main.env", "main.yaml"]
+    told = server.show("millrace-vllm@engine2", "ActiveState", "UnitFileState")
+    assert told == {"ActiveState": "inactive", "UnitFileState": "disabled"}
+    again = played.run("site.yml", skip="verify")
+    assert set(changes(again.stdout).values()) == {0}, again.stdout
 
 
 def test_a_card_of_another_maker(played: Played) -> None:

@@ -109,7 +109,7 @@ def test_upgraded_when_asked_and_rebooted_when_allowed(played: Played) -> None:
     # Until then no engine is started on it.
     server.run("systemctl restart --no-block millrace-vllm@main; sleep 3")
     assert "an upgrade went in under a running module; reboot" in server.run(
-        "cat /run/millrace/hardware.json"
+        "cat /run/millrace/hardware/main.json"
     )
     good(played, REBOOT)
     assert " 580.105.08 " in loaded(server)

@@ -30,10 +30,11 @@ def gpu(slot: int, uuid: str | None = None, device: str = "2b85") -> dict[str, A
 
 
 def compare(
-    cards: list[dict[str, str]], gpus: list[dict[str, Any]], device: str = "cuda", **driver: str
-) -> tuple[list[str], list[str]]:
+    cards: list[dict[str, str]], gpus: list[dict[str, Any]], device: str = "cuda",
+    engine: str = "main", **driver: str,
+) -> tuple[list[str], list[str]]:  # fmt: skip
     plan = {"hardware": {"cards": cards}, "engines": [{"name": "main", "device": device}]}
-    return guard.compare(plan, {"gpus": gpus, "driver": {**DRIVER, **driver}})
+    return guard.compare(plan, engine, {"gpus": gpus, "driver": {**DRIVER, **driver}})
 
 
 def test_what_was_planned_is_there() -> None:
@@ -55,6 +56,16 @@ def test_a_missing_card_that_nobody_needs_is_said() -> None:
     problems, notes = compare([card(5), card(6, engine="")], [gpu(5)])
     assert problems == []
     assert "is gone" in notes[0]
+
+
+def test_another_engines_card_is_that_engines_concern() -> None:
+    both = [card(5), card(6, engine="engine2")]
+    problems, notes = compare(both, [gpu(5)])
+    assert problems == []
+    assert "engine engine2 was planned for it" in notes[0]
+    problems, notes = compare(both, [gpu(5)], engine="engine2")
+    assert "0000:06:00.0 is missing" in problems[0]
+    assert compare(both, [gpu(5), gpu(6)], engine="engine2") == ([], [])
 
 
 def test_a_second_card_disturbs_nothing_and_is_said() -> None:
@@ -110,7 +121,7 @@ def run(tmp_path: Path, plan: str) -> tuple[int, dict[str, Any], str]:
     report = tmp_path / "run/hardware.json"
     done = subprocess.run(
         [sys.executable, GUARD / "hardware_guard.py", "--plan", tmp_path / "plan.json",
-         "--report", report, "--root", tmp_path],
+         "--engine", "main", "--report", report, "--root", tmp_path],
         env={"PYTHONPATH": str(ROOT / "plugins/module_utils"), "PATH": "/usr/bin:/bin"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -44,41 +44,43 @@ def test_a_card_is_planned_for_the_engine_that_works_on_it() -> None:
     foreign = {"pci_address": "0000:03:00.0", "vendor": "1002", "device": "744c"}
     cards = plan({**HARDWARE, "gpus": [CARD, other, foreign]})["hardware"]["cards"]
     assert [card["pci_address"] for card in cards] == ["0000:01:00.0", "0000:02:00.0"]
-    assert sorted(card["engine"] for card in cards) == ["", "main"]
+    assert sorted(card["engine"] for card in cards) == ["engine2", "main"]
     idle = plan({**HARDWARE, "gpus": [CARD]}, device="cpu")["hardware"]["cards"]
     assert [card["engine"] for card in idle] == [""]
 
 
 def test_on_a_processor_the_cache_is_counted_too() -> None:
     on_cpu = plan(device="cpu", model="recital", kv_cache_mib=128)
-    assert on_cpu["kv_cache_tokens"] == 131072, "as vLLM logs it for 128 MiB"
-    assert plan(device="cpu", model="acme/unknown")["kv_cache_tokens"] is None
+    assert on_cpu["engines"][0]["kv_cache_tokens"] == 131072, "as vLLM logs it for 128 MiB"
+    unknown = plan(device="cpu", model="acme/unknown")
+    assert unknown["engines"][0]["kv_cache_tokens"] is None
 
 
 LOG = "(EngineCore pid=1) INFO utils.py:1] GPU KV cache size: {} tokens, Maximum concurrency\n"
 
 
+def tokens_of(given: dict[str, Any]) -> int:
+    return int(given["engines"][0]["kv_cache_tokens"])
+
+
 def test_the_last_start_counts() -> None:
     given = plan()
-    tokens = given["kv_cache_tokens"]
-    found = measured.compare(given, LOG.format("1,000") + LOG.format(f"{tokens:,}"))
+    tokens = tokens_of(given)
+    said = LOG.format("1,000") + LOG.format(f"{tokens:,}")
+    (found,) = measured.compare(given, {"main": said, "engine7": said})
     assert (found["logged_tokens"], found["difference_percent"]) == (tokens, 0.0)
     assert found["remark"] == ""
 
 
 def test_a_plan_that_is_off_is_said() -> None:
     given = plan()
-    tokens = given["kv_cache_tokens"]
-    found = measured.compare(given, LOG.format(f"{tokens // 2:,}"))
+    tokens = tokens_of(given)
+    (found,) = measured.compare(given, {"main": LOG.format(f"{tokens // 2:,}")})
     assert found["difference_percent"] == -50.0
     assert "50 % fewer" in found["remark"]
-    assert "30 % more" in measured.compare(given, LOG.format(f"{tokens * 13 // 10:,}"))["remark"]
+    (found,) = measured.compare(given, {"main": LOG.format(f"{tokens * 13 // 10:,}")})
+    assert "30 % more" in found["remark"]
 
 
 def test_a_journal_that_has_let_go_of_it() -> None:
-    found = measured.compare(plan(), "something else")
-    assert (found["logged_tokens"], found["difference_percent"], found["remark"]) == (
-        None,
-        None,
-        "",
-    )
+    assert measured.compare(plan(), {"main": "something else"}) == []

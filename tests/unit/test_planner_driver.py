@@ -8,7 +8,7 @@ import pytest
 from planner import driver
 from planner.cards import Card
 from planner.driver import DriverWish
-from planner.machine import Gpu, Machine
+from planner.machine import Gpu, Machine, from_facts
 
 CAPABILITIES = {
     "pascal": (6, 1), "volta": (7, 0), "turing": (7, 5), "ampere": (8, 6), "ada": (8, 9),
@@ -113,3 +113,35 @@ def test_packages_hold_one_flavour(
     assert ("open" in modules[0]) == (flavour == "open")
     if branch >= driver.UNBRANCHED_NAMES and source == "nvidia":
         assert not any("595" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "running", "line"),
+    [
+        ({}, "6.1.0-56-amd64", ""),
+        ({"linux-image-amd64": "6.1.140-1", "linux-image-6.1.0-56-amd64": "6.1"}, "", "amd64"),
+        ({"linux-image-cloud-amd64": "6.1.140-1"}, "6.1.0-56-cloud-amd64", "cloud-amd64"),
+        (
+            {"linux-image-generic": "6.8.0-90.91",
+             "linux-image-generic-hwe-24.04": "6.14.0-32.32~24.04.1"},
+            "6.14.0-32-generic", "generic-hwe-24.04",
+        ),
+        ({"linux-image-generic": "6.8.0-90.91"}, "6.8.0-88-generic", "generic"),
+    ],
+)  # fmt: skip
+def test_modules_and_headers_are_those_of_the_running_line_of_kernels(
+    kernels: dict[str, str], running: str, line: str
+) -> None:
+    system = UBUNTU if "generic" in line else DEBIAN_12
+    seen = from_facts(
+        {
+            "gpus": [{"pci_address": "0000:01:00.0", "vendor": "10de", "device": "2204"}],
+            "system": system, "driver": {"kernels": kernels}, "kernel": running,
+        }
+    )  # fmt: skip
+    assert seen.kernel_line == line
+    packages = driver.decide(seen)["packages"]
+    wanted = f"linux-modules-nvidia-580-server-open-{line}" if "generic" in line else (
+        f"linux-headers-{line or 'amd64'}"
+    )  # fmt: skip
+    assert packages[0] == wanted

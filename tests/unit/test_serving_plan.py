@@ -105,8 +105,7 @@ def test_a_slug_is_always_one_safe_folder_name(name: str) -> None:
 def test_the_plan_has_the_shape_that_roles_render() -> None:
     plan = serving_plan(SETTINGS, HARDWARE)
     assert set(plan) == {
-        "version", "engines", "gateway", "backend", "budget", "hardware", "kv_cache_tokens",
-        "decided", "refusals",
+        "version", "engines", "gateway", "backend", "budget", "hardware", "decided", "refusals",
         "driver_problem",
     }  # fmt: skip
     assert set(plan) == set(serving_plan({**SETTINGS, "device": "cpu"}, {}))
@@ -114,7 +113,9 @@ def test_the_plan_has_the_shape_that_roles_render() -> None:
     assert plan["refusals"] == []
     assert set(plan["gateway"]) == {"port", "workers"}
     assert set(plan["backend"]) == {"workers"}
-    assert set(engine()) == {"name", "device", "model", "port", "arguments", "environment"}
+    assert set(engine()) == {
+        "name", "device", "model", "port", "weight", "kv_cache_tokens", "arguments", "environment",
+    }  # fmt: skip
     assert set(engine()["model"]) == {"source", "id", "revision", "slug", "path", "served_name"}
     assert plan["budget"] == timeout_budget()
     assert all(name.endswith("_seconds") for name in plan["budget"])
@@ -181,11 +182,31 @@ def test_the_driver_that_runs(driver: dict[str, str], problem: str) -> None:
     assert kits["driver_problem"] == "", "any but an owner's is the kit's to mend"
 
 
-def test_cards_of_another_kind_are_said_to_stay_idle() -> None:
-    other = {"pci_address": "0000:02:00.0", "vendor": "10de", "device": "2b85"}
-    plan = serving_plan(SETTINGS, {**HARDWARE, "gpus": [CARD, other]})
+OTHER = {"pci_address": "0000:02:00.0", "vendor": "10de", "device": "2b85"}
+
+
+def test_cards_of_another_kind_get_an_engine_of_their_own() -> None:
+    plan = serving_plan(SETTINGS, {**HARDWARE, "gpus": [CARD, OTHER]})
+    first, second = plan["engines"]
+    assert (first["name"], second["name"]) == ("main", "engine2")
+    assert (first["port"], second["port"]) == (8001, 8002)
+    assert first["model"] == second["model"]
+    assert first["weight"] > second["weight"] > 0, "a 5090 takes more than a 3090"
+    assert first["kv_cache_tokens"] != second["kv_cache_tokens"]
+    by_place = {c["pci_address"]: c["engine"] for c in plan["hardware"]["cards"]}
+    assert by_place == {"0000:01:00.0": "engine2", "0000:02:00.0": "main"}
+
+
+def test_whichever_engine_answers_the_context_is_the_same() -> None:
+    small = {"pci_address": "0000:02:00.0", "vendor": "10de", "device": "2507"}
+    plan = serving_plan(SETTINGS, {**HARDWARE, "gpus": [CARD, small]})
+    lengths = {engine["arguments"]["max-model-len"] for engine in plan["engines"]}
+    assert len(plan["engines"]) == 2
+    assert len(lengths) == 1
+    # Where it would be much shorter for all, the smaller card stays idle.
+    plan = serving_plan({**SETTINGS, "model": "Qwen/Qwen3-4B"}, {**HARDWARE, "gpus": [CARD, small]})
     assert len(plan["engines"]) == 1
-    assert any("does not start yet" in line for line in plan["decided"]["reasons"])
+    assert any("stay idle" in line for line in plan["decided"]["reasons"])
 
 
 def test_an_owner_may_leave_the_model_to_the_planner() -> None:

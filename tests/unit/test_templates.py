@@ -122,6 +122,9 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
         json.dumps(
             {
                 "millrace_plan": "{{ machine_plan }}",
+                # Each engine's own files are written in a loop.
+                "item": "{{ machine_plan.engines[0] }}",
+                "vllm_device": "{{ machine_plan.engines[0].device }}",
                 "__nvidia_driver_targets": {
                     "stdout_lines": ["http://deb/|bookworm|main|$(SIGNED_BY)|Debian|/etc/a.list:1"]
                 },
@@ -162,12 +165,13 @@ SETTINGS_JSON = "roles/backend/etc/millrace/backend/settings.json"
 KEYS_JSON = "roles/backend/etc/millrace/backend/keys.json"
 LITELLM_YAML = "roles/litellm/etc/millrace/litellm/config.yaml"
 ENGINE_YAML = "roles/vllm/etc/millrace/vllm/engine.yaml"
+ENGINE_ENV = "roles/vllm/etc/millrace/vllm/engine.env"
 UNITS = [target(t) for t in TEMPLATES if t.parent.name == "systemd" and t.name != "sandbox.j2"]
 CHECK = "systemd/millrace-streamcheck.service"
 CHAIN_JSON = "roles/streamcheck/etc/millrace/streamcheck/chain.json"
 COMMAND = "roles/streamcheck/usr/local/bin/millrace-check"
 SERVICES = [name for name in UNITS if name.endswith(".service")]
-GUARD = "systemd/millrace-guard.service"
+GUARD = "systemd/millrace-guard@.service"
 SERVING = [name for name in SERVICES if name not in (CHECK, GUARD)]
 
 
@@ -624,14 +628,22 @@ def test_updates_never_reboot_the_server(rendered: Path, machine: str) -> None:
     assert all(line.endswith(";") for line in bare.splitlines())
 
 
+@ALL
+def test_an_engine_gets_its_port_and_cards_and_no_key(rendered: Path, machine: str) -> None:
+    text = read(rendered, machine, ENGINE_ENV)
+    values = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
+    planned = plan_for(machine)["engines"][0]
+    assert values == {"MILLRACE_ENGINE_PORT": "8001", **planned["environment"]}
+
+
 # The guard, and what the engine may open -------------------------------------------------------
 
 
 @ALL
 def test_the_engine_waits_for_the_guard(rendered: Path, machine: str) -> None:
     unit = settings(read(rendered, machine, "systemd/millrace-vllm@.service"), "Unit")
-    assert "millrace-guard.service" in " ".join(unit["Requires"])
-    assert "millrace-guard.service" in " ".join(unit["After"])
+    assert "millrace-guard@%i.service" in " ".join(unit["Requires"])
+    assert "millrace-guard@%i.service" in " ".join(unit["After"])
 
 
 @ALL

@@ -1,9 +1,9 @@
 """Compares the hardware with what was planned, before the engine starts.
 
-    python3 hardware_guard.py --plan /etc/millrace/plan.json --report /run/millrace/hardware.json
+    python3 hardware_guard.py --plan /etc/millrace/plan.json --engine main --report FILE
 
-Ends with 1, and keeps the engine down by that (its unit requires ours), when a card that the plan
-needs is missing, the driver does not see it, or library and module are of two versions. A card that
+Ends with 1, and keeps the engine down by that (its unit requires ours), when a card that it needs
+is missing, the driver does not see it, or library and module are of two versions. A card that
 the plan does not know disturbs nothing: it is said. The backend shows the report in /readyz.
 
 Standard library only: it runs under the system's Python, beside gpu_hardware.py.
@@ -28,13 +28,16 @@ AGAIN_SECONDS = 5.0
 ERROR, WARNING = "<3>", "<4>"
 
 
-def compare(plan: Mapping[str, Any], seen: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def compare(
+    plan: Mapping[str, Any], engine: str, seen: Mapping[str, Any]
+) -> tuple[list[str], list[str]]:
     """Return what keeps the engine from starting, and what is only to be known; a line each.
 
-    `plan`: the serving plan; `seen`: what gpu_hardware.observe() returned.
+    `plan`: the serving plan; `engine`: the name of one in it; `seen`: what gpu_hardware.observe()
+    returned.
     """
     cards = plan["hardware"]["cards"]
-    needed = [card for card in cards if card["engine"]]
+    needed = [card for card in cards if card["engine"] == engine]
     left = [gpu for gpu in seen["gpus"] if gpu["vendor"] == NVIDIA]
     problems: list[str] = []
     notes: list[str] = []
@@ -47,7 +50,7 @@ def compare(plan: Mapping[str, Any], seen: Mapping[str, Any]) -> tuple[list[str]
                 continue
             left.remove(gpu)
             found.append(card)
-            if card["engine"] and seen["driver"]["module_version"] and not gpu.get("uuid"):
+            if card in needed and seen["driver"]["module_version"] and not gpu.get("uuid"):
                 problems.append(
                     f"{_name(card)} is plugged in and the driver does not see it: it may have "
                     "fallen off the bus (journalctl -k -g Xid says 79), and then only switching "
@@ -56,13 +59,14 @@ def compare(plan: Mapping[str, Any], seen: Mapping[str, Any]) -> tuple[list[str]
     for card in cards:
         if card in found:
             continue
-        if card["engine"]:
+        if card in needed:
             problems.append(
                 f"{_name(card)} is missing, and the plan needs it: put it back, or plan anew for "
                 "what is there with ./millrace site"
             )
         else:
-            notes.append(f"{_name(card)} is gone; nothing was planned for it")
+            what = f"engine {card['engine']}" if card["engine"] else "nothing"
+            notes.append(f"{_name(card)} is gone; {what} was planned for it")
     notes += [
         f"an NVIDIA card {gpu.get('name') or gpu['device']} at {gpu['pci_address']} is new: "
         "nothing uses it until ./millrace site plans with it"
@@ -121,11 +125,11 @@ def _name(card: Mapping[str, Any]) -> str:
     return f"{card['name']} at {card['pci_address']}"
 
 
-def look(plan_file: Path, root: Path) -> dict[str, Any]:
+def look(plan_file: Path, engine: str, root: Path) -> dict[str, Any]:
     """Return the report: `checked_at`, `problems` and `notes`."""
     try:
         plan = json.loads(plan_file.read_bytes())
-        problems, notes = compare(plan, gpu_hardware.observe(root, []))
+        problems, notes = compare(plan, engine, gpu_hardware.observe(root, []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         # A plan of another version, or none: no reason to keep an engine down that may well run.
         problems, notes = [], [f"{plan_file} cannot be read: {error!r}; run ./millrace site"]
@@ -135,7 +139,7 @@ def look(plan_file: Path, root: Path) -> dict[str, Any]:
 
 def write(report: dict[str, Any], file: Path) -> None:
     """Write the report for whoever reads it, whole or not at all."""
-    file.parent.mkdir(mode=0o755, exist_ok=True)
+    file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     fresh = file.with_suffix(".new")
     fresh.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     fresh.chmod(0o644)
@@ -146,6 +150,7 @@ def main() -> int:
     """Compare, report, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--plan", type=Path, required=True, help="the serving plan, as JSON")
+    parser.add_argument("--engine", required=True, help="the engine that is to start")
     parser.add_argument("--report", type=Path, required=True, help="where to write what was found")
     parser.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS",
@@ -156,7 +161,7 @@ def main() -> int:
     until = time.monotonic() + asked.wait
     said: list[str] = []
     while True:
-        report = look(asked.plan, asked.root)
+        report = look(asked.plan, asked.engine, asked.root)
         write(report, asked.report)
         for priority, lines in ((ERROR, report["problems"]), (WARNING, report["notes"])):
             for line in lines:
