@@ -85,7 +85,8 @@ def _place_mixed(
     placed = [first]
     enough = min(first.fit.load.max_model_len, COMFORTABLE_CONTEXT)
     for kind in kinds[1:]:
-        idle = f"{len(kind)} × {kind[0].card.name} stay idle"
+        verb = "stays" if len(kind) == 1 else "stay"
+        idle = f"{len(kind)} × {kind[0].card.name} {verb} idle"
         try:
             other = best(kind, first.model, wish)
         except PlanError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -47,6 +48,23 @@ def test_exposure(server: Server, unit: str) -> None:
     found = re.search(r"([\d.]+) \w+", told.split(":", 1)[1])
     assert found is not None
     assert float(found[1]) <= EXPOSURE[unit], told
+
+
+def test_the_guard_is_confined_as_well_and_content(engine: Server) -> None:
+    """It runs before each start of the engine, as root, since it asks the cards."""
+    name = "millrace-guard@main.service"
+    told = engine.run(f"systemd-analyze security --no-pager {name} | tail -1")
+    found = re.search(r"([\d.]+) \w+", told.split(":", 1)[1])
+    assert found is not None
+    assert float(found[1]) <= 2.0, told
+    assert engine.run(f"systemd-analyze verify {name} 2>&1", check=False) == ""
+    assert engine.show(name, "Result", "ActiveState") == {
+        "Result": "success", "ActiveState": "inactive",
+    }  # fmt: skip
+    report = json.loads(engine.run("cat /run/millrace/hardware/main.json"))
+    assert report["problems"] == []
+    # What it found is anybody's to read: the backend shows it.
+    engine.run("runuser -u millrace-backend -- cat /run/millrace/hardware/main.json")
 
 
 def test_the_check_is_confined_as_well(server: Server) -> None:

@@ -168,7 +168,7 @@ def test_a_card_that_is_too_small_for_the_model_stays_idle_and_is_named() -> Non
     )
     assert len(found) == 1
     assert "RTX 3050" in notes[0]
-    assert "stay idle" in notes[0]
+    assert "stays idle" in notes[0]
 
 
 def test_mixed_cards_together_where_the_model_fits_on_none_alone() -> None:

@@ -68,7 +68,7 @@ def compare(
             what = f"engine {card['engine']}" if card["engine"] else "nothing"
             notes.append(f"{_name(card)} is gone; {what} was planned for it")
     notes += [
-        f"an NVIDIA card {gpu.get('name') or gpu['device']} at {gpu['pci_address']} is new: "
+        f"{gpu.get('name') or 'an NVIDIA card ' + gpu['device']} at {gpu['pci_address']} is new: "
         "nothing uses it until ./millrace site plans with it"
         for gpu in left
     ]
