@@ -27,7 +27,7 @@ class Played:
         given: dict[str, Any] = {
             "vllm_device": "cuda", "vllm_build": "cpu", "vllm_model": "recital",
             "nvidia_driver_repository_url": URL, "nvidia_driver_key_ids": {"debian12": self.key},
-            "verify_silence_seconds": 0,
+            "verify_silence_seconds": 0, "guard_wait_seconds": 10,
         }  # fmt: skip
         extra = [part for setting in settings for part in ("-e", setting)]
         return playbook(
