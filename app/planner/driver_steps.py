@@ -116,14 +116,17 @@ def holds(seen: Mapping[str, Any]) -> list[str]:
     return [name for name in parts(seen) if name not in seen["holds"]]
 
 
-def reboot_reason(seen: Mapping[str, Any]) -> str:
+def reboot_reason(driver: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
     """Say why the installed driver can only run after a reboot; empty where it runs, or where its
-    module can be loaded now. `seen`: all facts.
+    module can be loaded now. `driver`: the plan's; `seen`: all facts.
     """
+    flavour = seen["driver"]["module_flavour"]
     loaded, library = seen["driver"]["module_version"], seen["driver"]["library_version"]
     in_the_way = [name for name in seen["modules"] if name in ("nouveau", "nova_core")]
     if loaded and loaded != library:
         return f"the module of {loaded} is loaded, and the driver on disk is {library}"
+    if loaded and flavour and flavour != driver["flavour"]:
+        return f"the {flavour} modules are loaded, and the {driver['flavour']} ones are installed"
     if not loaded and in_the_way:
         return f"{in_the_way[0]} holds the cards"
     return ""

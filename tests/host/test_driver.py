@@ -107,7 +107,8 @@ def test_upgraded_when_asked_and_rebooted_when_allowed(played: Played) -> None:
     assert "-e nvidia_driver_reboot=always" in told
     assert "nvidia-driver-cuda" in held(server)
     # Until then no engine is started on it.
-    server.run("systemctl restart --no-block millrace-vllm@main; sleep 3")
+    server.run("systemctl stop millrace-vllm@main; systemctl start --no-block millrace-vllm@main")
+    server.run("sleep 4")
     assert "an upgrade went in under a running module; reboot" in server.run(
         "cat /run/millrace/hardware/main.json"
     )
@@ -148,7 +149,7 @@ def test_what_was_left_half_installed_is_mended(played: Played) -> None:
 def test_debians_own_with_modules_that_are_compiled_here(played: Played) -> None:
     """From NVIDIA's packages to Debian's, whose modules build without a card and load with none."""
     server = played.server
-    server.run("standin remove", timeout=60)
+    server.run("standin forget", timeout=60)
     server.run(
         "apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q"
         " --no-install-recommends linux-image-amd64",

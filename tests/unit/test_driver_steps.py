@@ -152,8 +152,15 @@ def state(
     ],
 )
 def test_a_reboot_only_where_nothing_else_helps(seen: dict[str, Any], reason: str) -> None:
-    told = driver_steps.reboot_reason(seen)
+    told = driver_steps.reboot_reason(wanted(), seen)
     assert reason in told if reason else told == ""
+
+
+def test_other_modules_of_the_same_version_need_one_as_well() -> None:
+    seen = state()
+    seen["driver"]["module_flavour"] = "proprietary"
+    told = driver_steps.reboot_reason(wanted(), seen)
+    assert told == "the proprietary modules are loaded, and the open ones are installed"
 
 
 def without_uuid(seen: dict[str, Any]) -> dict[str, Any]:
