@@ -22,7 +22,10 @@ class Played:
     server: Server
     key: str
 
-    def run(self, book: str, *settings: str, skip: str = "none", limit_s: float = 900) -> Any:
+    def run(
+        self, book: str, *settings: str, skip: str = "none", check: bool = False,
+        limit_s: float = 900,
+    ) -> Any:  # fmt: skip
         """Run a playbook with cards. `settings`: name=value, which win; `skip`: a tag."""
         given: dict[str, Any] = {
             "vllm_device": "cuda", "vllm_build": "cpu", "vllm_model": "recital",
@@ -30,6 +33,7 @@ class Played:
             "verify_silence_seconds": 0, "guard_wait_seconds": 10,
         }  # fmt: skip
         extra = [part for setting in settings for part in ("-e", setting)]
+        extra += ["--check"] if check else []
         return playbook(
             book, "--limit", self.server.name, "--skip-tags", skip, "-e", json.dumps(given), *extra,
             timeout=limit_s,

@@ -50,13 +50,20 @@ def played(engine: Server) -> Iterator[Played]:
         assert done.returncode == 0, done.stdout[-3000:]
 
 
-def good(played: Played, *settings: str) -> str:
-    """Run the playbook; it succeeds, and a second run changes nothing."""
+def good(played: Played, *settings: str) -> None:
+    """Run the playbook; it succeeds."""
     done = played.run(BOOK, *settings)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def good_for_good(played: Played, *settings: str) -> None:
+    """The same, and a second run changes nothing, nor would one in check mode."""
+    good(played, *settings)
     again = played.run(BOOK, *settings)
     assert set(changes(again.stdout).values()) == {0}, again.stdout
-    return str(done.stdout)
+    looked = played.run(BOOK, *settings, check=True)
+    assert looked.returncode == 0, looked.stdout[-4000:]
+    assert set(changes(looked.stdout).values()) == {0}, looked.stdout
 
 
 def held(server: Server) -> set[str]:
@@ -80,7 +87,7 @@ def test_a_key_that_is_not_nvidias_is_refused(played: Played) -> None:
 
 def test_an_older_one_of_the_branch_is_kept_and_held(played: Played) -> None:
     server = played.server
-    good(played)
+    good_for_good(played)
     server.run(f"apt-mark unhold {' '.join(PARTS)}")
     older = " ".join(f"{name}=580.95.05-1" for name in PARTS)
     server.run(f"apt-get install -y -q --allow-downgrades {older}", timeout=300)
@@ -117,7 +124,7 @@ def test_upgraded_when_asked_and_rebooted_when_allowed(played: Played) -> None:
 
 
 def test_another_branch(played: Played) -> None:
-    good(played, "plan_driver_branch=595", REBOOT)
+    good_for_good(played, "plan_driver_branch=595", REBOOT)
     assert " 595.71.05 " in loaded(played.server)
     assert played.version("nvidia-driver-pinning-595")
     assert played.version("nvidia-driver-pinning-580") == ""
@@ -127,7 +134,7 @@ def test_another_branch(played: Played) -> None:
 
 
 def test_another_flavour(played: Played) -> None:
-    good(played, "plan_driver_flavour=proprietary", REBOOT)
+    good_for_good(played, "plan_driver_flavour=proprietary", REBOOT)
     assert "Open Kernel Module" not in loaded(played.server)
     assert played.version("nvidia-kernel-open-dkms") == ""
     good(played, REBOOT)
@@ -179,7 +186,7 @@ def test_debians_own_with_modules_that_are_compiled_here(played: Played) -> None
 
 def test_and_back_to_nvidias(played: Played) -> None:
     cards.place(played.server)
-    good(played, REBOOT)
+    good_for_good(played, REBOOT)
     assert " 580.105.08 " in loaded(played.server)
     assert played.version("nvidia-smi") == ""
     assert played.version("nvidia-driver-pinning-580")
