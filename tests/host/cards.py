@@ -12,7 +12,6 @@ from servers import ROOT, Server, playbook
 FIXTURES = ROOT / "tests/fixtures/nvidia"
 FOLDER = "/srv/nvidia"
 URL = "http://127.0.0.1:9200"
-MACHINES = ROOT / "tests/fixtures/machines"
 
 
 @dataclass

@@ -42,6 +42,15 @@ def get(server: Server, path: str, key: str | None = None) -> tuple[int, dict[st
     return answer.status, headers, body
 
 
+def streams(server: Server) -> bool:
+    """Whether a whole answer comes."""
+    try:
+        seen = ask(server, chat())
+    except (AssertionError, OSError):
+        return False
+    return seen.status == 200 and seen.text == RECITAL and seen.ended
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_byte_arrives(engine: Server, protocol: str) -> None:
     seen = ask(engine, chat(), protocol)

@@ -17,9 +17,9 @@ import cards
 import pytest
 from cards import Played
 from conftest import READY_SECONDS
-from servers import RECITAL, Server, figure, playbook
+from servers import Server, figure, playbook
 from test_again import changes
-from test_api import ask, chat
+from test_api import ask, chat, streams
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(1500)]
 
@@ -55,15 +55,6 @@ def readiness(server: Server) -> dict[str, Any]:
         "c.request('GET','/readyz');print(c.getresponse().read().decode())"
     )
     return dict(json.loads(server.run(f'python3 -c "{script}"')))
-
-
-def streams(server: Server) -> bool:
-    """Whether a whole answer comes."""
-    try:
-        seen = ask(server, chat())
-    except (AssertionError, OSError):
-        return False
-    return seen.status == 200 and seen.text == RECITAL and seen.ended
 
 
 def soon(holds: Callable[[Server], bool], server: Server) -> bool:

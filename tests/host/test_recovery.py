@@ -8,19 +8,10 @@ from collections.abc import Callable
 
 import pytest
 from conftest import UNITS
-from servers import RECITAL, Server, figure
-from test_api import ask, chat, status
+from servers import Server, figure
+from test_api import ask, chat, status, streams
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(900)]
-
-
-def streams(server: Server) -> bool:
-    """Whether a whole answer comes."""
-    try:
-        seen = ask(server, chat())
-    except (AssertionError, OSError):
-        return False
-    return seen.status == 200 and seen.text == RECITAL and seen.ended
 
 
 @pytest.mark.parametrize("part", ["edge", "backend", "gateway", "engine"])

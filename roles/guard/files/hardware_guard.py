@@ -22,7 +22,6 @@ from typing import Any
 
 import gpu_hardware
 
-NVIDIA = "10de"
 AGAIN_SECONDS = 5.0
 # systemd's journal reads a line's priority from its beginning, sd-daemon(3).
 ERROR, WARNING = "<3>", "<4>"
@@ -38,7 +37,7 @@ def compare(
     """
     cards = plan["hardware"]["cards"]
     needed = [card for card in cards if card["engine"] == engine]
-    left = [gpu for gpu in seen["gpus"] if gpu["vendor"] == NVIDIA]
+    left = [gpu for gpu in seen["gpus"] if gpu["vendor"] == gpu_hardware.NVIDIA]
     problems: list[str] = []
     notes: list[str] = []
     found: list[Mapping[str, Any]] = []
