@@ -43,7 +43,7 @@ class Authenticate:
             return _refusal(
                 "Incorrect API key provided.", "invalid_api_key", 'Bearer error="invalid_token"'
             )
-        exchange_of(scope).key_name = key.name
+        exchange_of(scope).key = key
         return None
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from backend.keys import Key
+
 log = logging.getLogger("backend.request")
 
 _SCOPE_KEY = "millrace.exchange"
@@ -34,7 +36,7 @@ class Exchange:
     # extra coroutine calls per token.
     server_send: Send
     started: float
-    key_name: str | None = None
+    key: Key | None = None
     model: str | None = None
     stream: bool = False
     status: int = 0
@@ -44,6 +46,11 @@ class Exchange:
     # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
     # server_error
     ended: str = "complete"
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of the key that was presented, if one was and is good."""
+        return None if self.key is None else self.key.name
 
     def record(self) -> dict[str, object]:
         """Return the fields of the log line; durations in seconds."""
