@@ -13,6 +13,7 @@ from backend import errors
 from backend.auth import Authenticate
 from backend.exchange import Exchanges
 from backend.keys import KeyRing
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.routes import Services, make_router
 from backend.settings import Settings, read_credential
@@ -32,6 +33,8 @@ def build(settings: Settings) -> ASGIApp:
     keys = KeyRing(settings.keys_file)
     upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
     readiness = Readiness(settings, upstream)
+    metrics = Metrics()
+    metrics.watch_tokens(readiness.token_age)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -51,6 +54,6 @@ def build(settings: Settings) -> ASGIApp:
         title="Millrace", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     errors.install(app)
-    app.include_router(make_router(Services(settings, upstream, readiness)))
-    exchanges = Exchanges(Authenticate(app, keys))
+    app.include_router(make_router(Services(settings, upstream, readiness, metrics)))
+    exchanges = Exchanges(Authenticate(app, keys), metrics)
     return exchanges

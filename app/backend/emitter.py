@@ -52,6 +52,7 @@ class Emitter:
         """Return the answer to one request; `request` is told back in its first event."""
         exchange.model = MODEL
         exchange.stream = True
+        exchange.pace = None
         return Emission(self, exchange, plan, request)
 
 

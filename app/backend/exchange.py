@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.keys import Key
+from backend.metrics import Metrics
+from backend.pace import Pace
+from backend.usage import Usage
 
 log = logging.getLogger("backend.request")
 
@@ -21,7 +24,7 @@ _SANE_ID = re.compile(rb"[A-Za-z0-9._-]{8,128}")
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """What is known of one request. Times are `time.monotonic()` seconds.
 
@@ -36,6 +39,8 @@ class Exchange:
     # extra coroutine calls per token.
     server_send: Send
     started: float
+    # The path's pattern as the router knows it, so that what is counted by it stays bounded.
+    route: str | None = None
     key: Key | None = None
     model: str | None = None
     stream: bool = False
@@ -43,6 +48,11 @@ class Exchange:
     body_bytes: int = 0
     heartbeats: int = 0
     first_byte: float | None = None
+    # Notes when the pieces go out; None where they are not an engine's own.
+    pace: Pace | None = None
+    usage: Usage | None = None
+    # What failed behind the backend, in one word; None when nothing did.
+    fault: str | None = None
     # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
     # server_error
     ended: str = "complete"
@@ -54,7 +64,8 @@ class Exchange:
 
     def record(self) -> dict[str, object]:
         """Return the fields of the log line; durations in seconds."""
-        wait = None if self.first_byte is None else round(self.first_byte - self.started, 6)
+        first_token = None if self.pace is None else self.pace.first_token
+        usage = self.usage
         return {
             "event": "request",
             "request_id": self.request_id,
@@ -66,16 +77,25 @@ class Exchange:
             "status": self.status,
             "body_bytes": self.body_bytes,
             "heartbeats": self.heartbeats,
-            "first_byte_seconds": wait,
+            "first_byte_seconds": self._since_start(self.first_byte),
+            "first_token_seconds": self._since_start(first_token),
             "duration_seconds": round(time.monotonic() - self.started, 6),
+            "prompt_tokens": usage and usage.prompt_tokens,
+            "completion_tokens": usage and usage.completion_tokens,
             "ended": self.ended,
+            "fault": self.fault,
         }
+
+    def _since_start(self, moment: float | None) -> float | None:
+        return None if moment is None else round(moment - self.started, 6)
 
 
 def exchange_of(scope: Scope) -> Exchange:
     """Return the record of the request that `scope` belongs to."""
     exchange = scope[_SCOPE_KEY]
     assert isinstance(exchange, Exchange)
+    if exchange.route is None and (route := scope.get("route")) is not None:
+        exchange.route = route.path
     return exchange
 
 
@@ -85,8 +105,9 @@ class Exchanges:
     `open_requests` counts the requests in hand, for the end of the process to wait on.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self.open_requests = 0
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -108,6 +129,7 @@ class Exchanges:
             path=scope["path"],
             server_send=send,
             started=time.monotonic(),
+            pace=self._metrics.pace(),
         )
         scope[_SCOPE_KEY] = exchange
         id_header = (b"x-request-id", exchange.request_id.encode("ascii"))
@@ -122,6 +144,7 @@ class Exchanges:
                     exchange.first_byte = time.monotonic()
             await send(message)
 
+        self._metrics.begin(exchange)
         self.open_requests += 1
         self._none_open.clear()
         try:
@@ -133,11 +156,18 @@ class Exchanges:
             self.open_requests -= 1
             if not self.open_requests:
                 self._none_open.set()
-            if exchange.ended == "complete" and exchange.status >= 400:
-                exchange.ended = "refused" if exchange.status < 500 else "server_error"
-            # Probes come every few seconds for ever: not worth a line unless something watches.
-            level = logging.DEBUG if exchange.path in _PROBES else logging.INFO
-            log.log(level, "request", extra={"fields": exchange.record()})
+            exchange_of(scope)  # Takes the route over, where nothing asked before.
+            conclude(exchange, self._metrics)
+
+
+def conclude(exchange: Exchange, metrics: Metrics) -> None:
+    """Count an exchange that has ended and write its line."""
+    if exchange.ended == "complete" and exchange.status >= 400:
+        exchange.ended = "refused" if exchange.status < 500 else "server_error"
+    metrics.end(exchange)
+    # Probes come every few seconds for ever: not worth a line unless something watches.
+    level = logging.DEBUG if exchange.path in _PROBES else logging.INFO
+    log.log(level, "request", extra={"fields": exchange.record()})
 
 
 def _request_id(scope: Scope) -> str:

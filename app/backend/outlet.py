@@ -8,6 +8,7 @@ import time
 from starlette.types import Send
 
 from backend.exchange import Exchange
+from backend.pace import Pace
 
 HEARTBEAT = b": heartbeat\n\n"
 
@@ -29,6 +30,8 @@ class Outlet:
         self._send_body = exchange.server_send
         self._exchange = exchange
         self._turn = asyncio.Lock()
+        # Set when an event stream begins; a whole answer has no pace.
+        self._pace: Pace | None = None
         self.started = False
         self.finished = False
         # What was sent so far ends between two events: another one may follow.
@@ -55,6 +58,7 @@ class Outlet:
     async def _start_events(self, content_type: bytes) -> None:
         if not self.started:
             self.between_events = True
+            self._pace = self._exchange.pace
             await self.start(200, [(b"content-type", content_type)])
 
     async def write(self, data: bytes, *, between_events: bool = False) -> None:
@@ -68,6 +72,8 @@ class Outlet:
         self.last_write = now = time.monotonic()
         if exchange.first_byte is None:
             exchange.first_byte = now
+        if self._pace is not None:
+            self._pace.note(data, now)
 
     async def beat(self) -> None:
         """Send a heartbeat comment, beginning the event stream if nothing has begun it."""

@@ -56,13 +56,17 @@ class Readiness:
             self._last_token = time.monotonic()
             self.wanted_from = self._last_token + self._interval / 2
 
+    def token_age(self) -> float | None:
+        """Return how many seconds ago the last token was seen, or None."""
+        return None if self._last_token is None else time.monotonic() - self._last_token
+
     def report(self) -> tuple[bool, dict[str, object]]:
         """Return whether we are ready, and the body of GET /readyz.
 
         `last_token_age_seconds` is null while no token has been seen; `reason` is there when not
         ready. `hardware` says what the guard found that was not planned, where there is anything.
         """
-        age = None if self._last_token is None else time.monotonic() - self._last_token
+        age = self.token_age()
         ready = age is not None and age <= self._max_age
         body: dict[str, object] = {
             "ready": ready,

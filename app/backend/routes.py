@@ -13,6 +13,7 @@ from backend.chat_request import parse_chat_request, read_body
 from backend.emission import parse_plan, query_openapi, request_facts
 from backend.emitter import Emitter
 from backend.exchange import exchange_of
+from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.relay import Relay
 from backend.settings import Settings
@@ -28,6 +29,7 @@ class Services:
     settings: Settings
     upstream: Upstream
     readiness: Readiness
+    metrics: Metrics
 
 
 class NoResponse(Response):
