@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from backend import errors
+from backend import errors, metrics_server
 from backend.auth import Authenticate
 from backend.exchange import Exchanges
 from backend.keys import KeyRing
@@ -40,7 +40,8 @@ def build(settings: Settings) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await upstream.open()
         watch = asyncio.create_task(readiness.keep_watch())
-        yield
+        with metrics_server.serving(settings, metrics):
+            yield
         # uvicorn comes here right after it has cancelled the requests that outlived the drain
         # time; they still have to tell their clients so, and the bytes have to leave.
         await exchanges.drained(_LAST_WORDS_SECONDS)

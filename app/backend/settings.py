@@ -68,6 +68,8 @@ class Settings(Strict):
     ready_max_age_seconds: Seconds = 60
     # What the hardware guard found at boot and before each start of an engine; there may be none.
     hardware_reports: Path = Path("/run/millrace/hardware")
+    # Where each instance serves /metrics on loopback, by MILLRACE_INSTANCE; empty serves none.
+    metrics_ports: dict[str, Annotated[int, Field(ge=1, le=65_535)]] = {}
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60

@@ -18,7 +18,7 @@ from planner.plan import decide
 from planner.problem import PlanError
 from planner.source import RECITAL, model_source
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 RECITAL_DIR = "/usr/local/lib/millrace/recital"
 RECITAL_STEP_MILLISECONDS = 12
@@ -48,8 +48,9 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     `settings` keys: `device` (cuda|cpu), `model` (empty: the planner's choice), `model_revision`,
     `model_config` (its config.json, where the catalogue does not know it), `served_name` (may be
     empty), `max_model_len` (tokens, 0: the planner's choice), `max_num_seqs` (the same),
-    `kv_cache_mib` (CPU only), `engine_port`, `gateway_port`, `models_dir`, `engine_arguments`
-    (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`), `cores`.
+    `kv_cache_mib` (CPU only), `engine_port`, `gateway_port`, `metrics_port`, `models_dir`,
+    `engine_arguments` (vLLM flags that win over ours), `driver` (`source`, `branch`, `flavour`),
+    `cores`.
 
     `hardware` is what the plan was made for: each card, and the engine that it works for. Of an
     engine, `kv_cache_tokens` is what its cache will hold (None where nobody knows), and `weight`
@@ -142,10 +143,15 @@ def _cards(
 
 
 def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str, Any]:
+    metrics = int(settings["metrics_port"])
     return {
         "version": PLAN_VERSION,
         "gateway": {"port": int(settings["gateway_port"]), "workers": gateway},
-        "backend": {"workers": backend},
+        "backend": {
+            "workers": backend,
+            # Two instances, of which one hands over to the other at a change.
+            "metrics_ports": {"a": metrics, "b": metrics + 1},
+        },
         "budget": budget.timeout_budget(),
     }
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
+import urllib.request
 from pathlib import Path
 from timeit import repeat
 from types import SimpleNamespace
@@ -14,19 +16,27 @@ from backend.exchange import Exchange, conclude
 from backend.metrics import Metrics, _release
 from backend.pace import GapCounts, Pace
 from backend.usage import Usage
+from backend_client import Connection, ask, chat
+from backend_upstream import DONE, ROLE, eventually, token
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+CHAT = "/v1/chat/completions"
 
-def read(metrics: Metrics) -> dict[str, float]:
+
+def parsed(text: str) -> dict[str, float]:
     """Return every sample under `name{label="value",…}`, labels in alphabetical order."""
-    text = generate_latest(metrics.registry).decode()
     return {
         sample.name + (f"{{{labels}}}" if labels else ""): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         for labels in [",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))]
     }
+
+
+def read(metrics: Metrics) -> dict[str, float]:
+    """Return what a scrape would."""
+    return parsed(generate_latest(metrics.registry).decode())
 
 
 ALICE = SimpleNamespace(name="alice")
@@ -46,7 +56,7 @@ def exchange(metrics: Metrics, **known: object) -> Exchange:
 def test_what_a_stream_leaves() -> None:
     metrics = Metrics()
     one = exchange(
-        metrics, route="/v1/chat/completions", key=ALICE, stream=True, status=200,
+        metrics, route=CHAT, key=ALICE, stream=True, status=200,
         heartbeats=2, body_bytes=900, usage=Usage(7, 11), fault="broken_off",
         ended="upstream_error",
     )  # fmt: skip
@@ -117,3 +127,86 @@ def test_a_piece_costs_little() -> None:
     best = min(repeat(lambda: pace.note(token, next(times)), number=rounds, repeat=5)) / rounds
     print(f"{best * 1e6:.2f} µs a piece")
     assert best < 2e-6
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+async def scrape(port: int) -> dict[str, float]:
+    def fetch() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return str(answer.read(), "utf-8")
+
+    return parsed(await asyncio.to_thread(fetch))
+
+
+async def test_a_scrape_after_real_requests(start_backend, upstream, logs):
+    async def in_pieces(request, answer):
+        await answer.head()
+        for piece in (ROLE, token("a"), token("b"), DONE):
+            await answer.chunk(piece)
+            await asyncio.sleep(0.05)
+        await answer.end()
+
+    upstream.script = in_pieces
+    scraped = free_port()
+    port = start_backend(metrics_ports={"a": scraped}).port
+    await ask(port, "POST", CHAT, chat())
+    await ask(port, "POST", CHAT, b"{")
+    await ask(port, "GET", "/v1/models", key="wrong")
+    await ask(port, "GET", "/nothing")
+    await ask(port, "GET", "/v1/streamcheck?events=5")
+    await eventually(lambda: len(logs.requests()) == 5)
+    seen = await scrape(scraped)
+    answered = {k: v for k, v in seen.items() if k.startswith("millrace_requests_total")}
+    assert answered == {
+        f'millrace_requests_total{{ended="complete",route="{CHAT}",status="200"}}': 1,
+        f'millrace_requests_total{{ended="refused",route="{CHAT}",status="400"}}': 1,
+        'millrace_requests_total{ended="complete",route="/v1/streamcheck",status="200"}': 1,
+        'millrace_requests_total{ended="refused",route="other",status="401"}': 1,
+        'millrace_requests_total{ended="refused",route="other",status="404"}': 1,
+    }
+    # The emitter's stream is no engine's.
+    assert seen["millrace_stream_seconds_count"] == 1
+    assert seen["millrace_first_token_seconds_count"] == 1
+    assert seen["millrace_stream_gap_seconds_count"] == 3
+    assert seen["millrace_stream_gap_seconds_sum"] == pytest.approx(0.15, rel=0.5)
+    assert seen["millrace_open_requests"] == 0
+    assert seen["process_open_fds"] > 0
+
+
+async def test_an_active_stream_is_seen_and_goes(start_backend, upstream, logs):
+    async def unfinished(request, answer):
+        await answer.head()
+        await answer.chunk(ROLE + token("a"))
+        await asyncio.sleep(60)
+
+    upstream.script = unfinished
+    scraped = free_port()
+    port = start_backend(metrics_ports={"a": scraped}).port
+    connection = await Connection.open(port)
+    await connection.send("POST", CHAT, chat())
+    await connection.head()
+    await connection.until(b"data:")
+    name = f'millrace_active_streams{{route="{CHAT}"}}'
+    assert (await scrape(scraped))[name] == 1
+    connection.close()
+    await logs.next_request()
+    seen = await scrape(scraped)
+    assert name not in seen
+    assert seen[f'millrace_requests_total{{ended="client_left",route="{CHAT}",status="200"}}'] == 1
+
+
+async def test_the_service_does_without_the_port(start_backend, upstream, logs):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = start_backend(metrics_ports={"a": taken.getsockname()[1]}).port
+        assert (await ask(port, "POST", CHAT, chat())).status == 200
+    assert any("no /metrics: cannot listen" in line for line in logs.lines)
+
+
+async def test_metrics_are_not_on_the_services_own_listener(start_backend):
+    port = start_backend(metrics_ports={"a": free_port()}).port
+    assert (await ask(port, "GET", "/metrics")).status == 404

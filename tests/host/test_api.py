@@ -134,6 +134,25 @@ def test_nothing_else_is_open(server: Server, path: str) -> None:
     assert status(server, path) == 404
 
 
+def test_metrics_are_for_this_server_alone(engine: Server) -> None:
+    """Whoever is on it may read them without a key; nobody else reaches them."""
+    ask(engine, chat(max_tokens=5))
+    port = json.loads(engine.run("cat /etc/millrace/plan.json"))["backend"]["metrics_ports"]["a"]
+    code, body = engine.get(f"http://127.0.0.1:{port}/metrics")
+    assert code == 200
+    assert re.search(r"^millrace_first_token_seconds_count [1-9]", body, re.M)
+    for path in ("/metrics", "/v1/metrics", "/v1/../metrics", "/healthz/../metrics"):
+        wire = http.client.HTTPSConnection(
+            engine.address, timeout=10, context=ssl._create_unverified_context()
+        )
+        wire.request("GET", path, headers={"Authorization": f"Bearer {engine.key}"})
+        assert wire.getresponse().status == 404
+        wire.close()
+    with socket.socket() as outside:
+        outside.settimeout(5)
+        assert outside.connect_ex((engine.address, port)) != 0
+
+
 def test_the_edges_own_refusals_are_json(server: Server) -> None:
     code, headers, body = get(server, "/nothing-here")
     assert code == 404

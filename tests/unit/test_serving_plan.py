@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "kv_cache_mib": 3072,
     "engine_port": 8001,
     "gateway_port": 4100,
+    "metrics_port": 9464,
     "models_dir": "/var/lib/millrace/models",
     "engine_arguments": {},
     "cores": 16,
@@ -109,10 +110,11 @@ def test_the_plan_has_the_shape_that_roles_render() -> None:
         "driver_problem",
     }  # fmt: skip
     assert set(plan) == set(serving_plan({**SETTINGS, "device": "cpu"}, {}))
-    assert plan["version"] == 3
+    assert plan["version"] == 4
     assert plan["refusals"] == []
     assert set(plan["gateway"]) == {"port", "workers"}
-    assert set(plan["backend"]) == {"workers"}
+    assert set(plan["backend"]) == {"workers", "metrics_ports"}
+    assert plan["backend"]["metrics_ports"] == {"a": 9464, "b": 9465}
     assert set(engine()) == {
         "name", "device", "model", "port", "weight", "kv_cache_tokens", "arguments", "environment",
     }  # fmt: skip

@@ -57,6 +57,7 @@ def plan_for(machine: str) -> dict[str, Any]:
             "kv_cache_mib": 1024,
             "engine_port": 8001,
             "gateway_port": 4100,
+            "metrics_port": 9464,
             "engine_arguments": {"chat-template": 'a "quoted": {value}'},
             "cores": 8,
         },
@@ -301,6 +302,12 @@ def test_what_is_not_the_api_is_not_passed_on(rendered: Path, machine: str) -> N
     assert every["/"] == ["return 404"]
     assert not [told for told in every.values() if "proxy_pass" in " ".join(told)
                 and "proxy_pass http://backend" not in told]  # fmt: skip
+
+
+@ALL
+def test_metrics_stay_inside(rendered: Path, machine: str) -> None:
+    places = set(to_backend(read(rendered, machine, "nginx/nginx.conf")))
+    assert not [place for place in places if "/metrics".startswith(place.removeprefix("= "))]
 
 
 @ALL
