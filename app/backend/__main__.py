@@ -1,5 +1,8 @@
 """Run the backend: `python -m backend --config FILE [--fd 3 | --host HOST --port PORT]`.
 
+With `--private PATH` the process listens there as well, for itself alone: the other of two
+instances reaches by it the streams that live here.
+
 `--check` only reads the settings file and says what is wrong with it. Exit status 78 (EX_CONFIG)
 means that a file is missing or wrong: starting again will not help.
 """
@@ -7,6 +10,7 @@ means that a file is missing or wrong: starting again will not help.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import socket
 import sys
@@ -14,10 +18,10 @@ from pathlib import Path
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from backend.application import build
 from backend.logs import log_config
+from backend.server import Server, Workers
 from backend.settings import CONFIG_VARIABLE, ConfigError, Settings, load_settings
 
 EX_CONFIG = 78
@@ -42,17 +46,19 @@ def main(arguments: list[str] | None = None) -> int:
         return EX_CONFIG
     config = server_config(settings)
     try:
-        listener = _inherited(options.fd) if options.fd is not None else _bind(options)
+        sockets = [_inherited(options.fd) if options.fd is not None else _bind(options)]
+        if options.private is not None:
+            sockets.append(_bind_private(options.private))
     except OSError as error:
         print(f"cannot listen: {error}", file=sys.stderr)
         return 1
     if config.workers > 1:
-        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Workers(config, sockets=sockets)
         supervisor.run()
         failed = any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes)
         return 1 if failed else 0
-    server = uvicorn.Server(config)
-    server.run(sockets=[listener])
+    server = Server(config)
+    server.run(sockets=sockets)
     return 0 if server.started else 1
 
 
@@ -85,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--fd", type=int, help="a listening socket, from systemd: 3")
     where.add_argument("--host", default="127.0.0.1", help="address, for development")
     parser.add_argument("--port", type=int, default=8080, help="port, for development")
+    parser.add_argument("--private", type=Path, help="a Unix socket of this process's own")
     return parser
 
 
@@ -102,6 +109,20 @@ def _bind(options: argparse.Namespace) -> socket.socket:
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
+    return listener
+
+
+def _bind_private(path: Path) -> socket.socket:
+    """Listen at `path`, for processes of our own user alone; a socket left there is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen(_BACKLOG)
     return listener
 
 

@@ -16,12 +16,15 @@ from backend.keys import KeyRing
 from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.routes import Services, make_router
+from backend.service_manager import managed
 from backend.settings import Settings, read_credential
 from backend.upstream import Upstream
 
 # Longer than a relay's last words take, see relay.py.
 _LAST_WORDS_SECONDS = 3.0
 _FLUSH_SECONDS = 0.05
+# A probe of an idle engine takes a tenth of this; behind a full queue it must not hold a start up.
+_FIRST_LOOK_SECONDS = 3.0
 
 
 def build(settings: Settings) -> ASGIApp:
@@ -40,6 +43,9 @@ def build(settings: Settings) -> ASGIApp:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await upstream.open()
         watch = asyncio.create_task(readiness.keep_watch())
+        if managed():
+            # Another instance may be serving until we do: /readyz shall not say no in between.
+            await readiness.first_look(_FIRST_LOOK_SECONDS)
         with metrics_server.serving(settings, metrics):
             yield
         # uvicorn comes here right after it has cancelled the requests that outlived the drain

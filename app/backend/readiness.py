@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -36,6 +37,7 @@ class Readiness:
         self._hardware = HardwareReports(settings.hardware_reports)
         self._last_token: float | None = None
         self._failure = "no probe has finished yet"
+        self._looked = asyncio.Event()
         # From here on the relay should show what it sends: looking for a token in an event costs
         # as much as sending it, so one event in a while must do.
         self.wanted_from = 0.0
@@ -83,6 +85,12 @@ class Readiness:
             body["hardware"] = found
         return ready, body
 
+    async def first_look(self, timeout_seconds: float) -> None:
+        """Wait until the first probe has finished, however it ended, or the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._looked.wait()
+
     async def keep_watch(self) -> None:
         """Probe for ever, whenever no token was seen for the probe interval."""
         while True:
@@ -93,6 +101,7 @@ class Readiness:
                 await asyncio.sleep(self._interval - age)
                 continue
             failure = await self._probe()
+            self._looked.set()
             if failure is not None:
                 if failure != self._failure:
                     log.warning("the engine gives no token: %s", failure)

@@ -74,7 +74,7 @@ class Settings(Strict):
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     workers: Annotated[int, Field(ge=1, le=256)] = 1
-    # Above nginx's upstream keepalive_timeout (75 s), or reused connections give stray 502s.
+    # For whoever keeps a connection to us: longer than its pool does, or reuse races the close.
     keepalive_seconds: Annotated[int, Field(ge=1, le=3600)] = 80
 
     @field_validator("upstream_url")

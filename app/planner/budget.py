@@ -17,7 +17,6 @@ GATEWAY_POOL_SECONDS = 15  # LiteLLM's aiohttp pool lets go after this
 GATEWAY_KEEPALIVE_SECONDS = 75
 BACKEND_POOL_SECONDS = 15
 BACKEND_KEEPALIVE_SECONDS = 80
-NGINX_POOL_SECONDS = 60  # nginx to backend: under the backend's 80
 CLIENT_KEEPALIVE_SECONDS = 910  # Cloudflare keeps idle origin connections for 900
 
 
@@ -36,6 +35,5 @@ def timeout_budget() -> dict[str, int]:
         "gateway_keepalive_seconds": GATEWAY_KEEPALIVE_SECONDS,
         "backend_pool_seconds": BACKEND_POOL_SECONDS,
         "backend_keepalive_seconds": BACKEND_KEEPALIVE_SECONDS,
-        "nginx_pool_seconds": NGINX_POOL_SECONDS,
         "client_keepalive_seconds": CLIENT_KEEPALIVE_SECONDS,
     }

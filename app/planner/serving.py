@@ -14,7 +14,7 @@ from planner.engine import Wish
 from planner.machine import Machine
 from planner.memory import Load, pool_of
 from planner.models import Model
-from planner.plan import decide
+from planner.plan import BACKEND_WORKERS, decide
 from planner.problem import PlanError
 from planner.source import RECITAL, model_source
 
@@ -91,7 +91,7 @@ def _on_cpu(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[st
     workers = max(1, min(4, cores // 4))
     name = str(settings["model"]) or RECITAL
     return {
-        **_common(settings, workers, workers),
+        **_common(settings, workers, BACKEND_WORKERS),
         "engines": [_engine(settings, name, 0, None, _cpu_tokens(settings, name))],
         "hardware": {"cards": _cards(hardware, [], [])},
         "decided": None,

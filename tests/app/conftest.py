@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -207,23 +207,32 @@ def port(start_backend: StartBackend) -> int:
 
 
 class ProcessBackend:
-    """`python -m backend` as systemd would start it, stderr in a file."""
+    """`python -m backend` as systemd would start it, stderr in a file.
 
-    def __init__(self, files: Files, config: Path) -> None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.port: int = listener.getsockname()[1]
-        self.log_path = files.folder / "stderr"
-        environment = {**os.environ, "PYTHONPATH": str(APP)}
+    Without a `listener` of the caller's, a dead backend refuses: only it holds the socket.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        config: Path,
+        *options: str,
+        listener: socket.socket | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        own = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = own.getsockname()[1]
+        self.log_path = files.folder / f"stderr-{time.monotonic_ns()}"
         with self.log_path.open("wb") as log:
-            command = [sys.executable, "-m", "backend", "--config", str(config)]
+            command = [sys.executable, "-m", "backend", "--config", str(config), *options]
             self.process = subprocess.Popen(
-                [*command, "--fd", str(listener.fileno())],
-                env=environment,
-                pass_fds=[listener.fileno()],
+                [*command, "--fd", str(own.fileno())],
+                env={**os.environ, "PYTHONPATH": str(APP), **(environment or {})},
+                pass_fds=[own.fileno()],
                 stderr=log,
             )
-        # systemd would keep its end of the socket; without ours a dead backend refuses.
-        listener.close()
+        if listener is None:
+            own.close()
 
     @property
     def log(self) -> str:
@@ -244,8 +253,16 @@ StartProcess = Callable[..., ProcessBackend]
 def start_process(files: Files, upstream: Upstream) -> Iterator[StartProcess]:
     started: list[ProcessBackend] = []
 
-    def start(**changes: Any) -> ProcessBackend:
-        started.append(ProcessBackend(files, files.write_config(upstream.port, **changes)))
+    def start(
+        *options: str,
+        listener: socket.socket | None = None,
+        environment: Mapping[str, str] | None = None,
+        **changes: Any,
+    ) -> ProcessBackend:
+        config = files.write_config(upstream.port, **changes)
+        started.append(
+            ProcessBackend(files, config, *options, listener=listener, environment=environment)
+        )
         return started[-1]
 
     yield start

@@ -288,7 +288,8 @@ def test_no_hop_of_nginx_holds_bytes_back(rendered: Path, machine: str) -> None:
             "proxy_cache off",
             "gzip off",
             "proxy_http_version 1.1",
-            'proxy_set_header Connection ""',
+            # None is kept for the next request, which would race a backend that ends.
+            "proxy_set_header Connection close",
             "proxy_ignore_headers X-Accel-Buffering",
             "proxy_pass_header X-Accel-Buffering",
             "proxy_next_upstream off",
@@ -336,11 +337,7 @@ def test_nginx_waits_longer_than_what_is_behind_it(rendered: Path, machine: str)
         assert read_seconds > budget["first_byte_seconds"]
         assert read_seconds > budget["idle_seconds"]
         assert seconds(told, "proxy_connect_timeout") < 60
-    upstream = re.search(r"upstream backend \{(.*?)\n    \}", text, re.S)
-    assert upstream is not None
-    pool = seconds(directives(upstream[1]), "keepalive_timeout")
-    assert pool < budget["backend_keepalive_seconds"]
-    whole = directives(text.replace(upstream[0], ""))
+    whole = directives(text)
     assert seconds(whole, "keepalive_timeout") > 900
     assert seconds(whole, "worker_shutdown_timeout") >= budget["longest_stream_seconds"]
 
