@@ -135,8 +135,12 @@ class GuardedAnswer(Response):
             await failure.response()(scope, receive, send)
         elif self._as_events and not outlet.finished:
             close = b"" if outlet.between_events else b"\n\n"
-            await outlet.finish(close + failure.event() + DONE_EVENT)
+            await outlet.finish(close + self._last_events(failure))
         # Else we return without an end, and uvicorn cuts the connection.
+
+    def _last_events(self, failure: ApiError) -> bytes:
+        """Return how a stream ends that `failure` cuts short."""
+        return failure.event() + DONE_EVENT
 
 
 async def _wait_until_client_left(receive: Receive) -> None:

@@ -10,13 +10,16 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from backend import errors, metrics_server
+from backend.admission import Admission
+from backend.api_request import RequestParser
 from backend.auth import Authenticate
 from backend.exchange import Exchanges
 from backend.keys import KeyRing
 from backend.metrics import Metrics
 from backend.readiness import Readiness
-from backend.routes import Services, make_router
+from backend.routes import make_router
 from backend.service_manager import managed
+from backend.services import Services
 from backend.settings import Settings, read_credential
 from backend.upstream import Upstream
 
@@ -61,6 +64,9 @@ def build(settings: Settings) -> ASGIApp:
         title="Millrace", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     errors.install(app)
-    app.include_router(make_router(Services(settings, upstream, readiness, metrics)))
+    services = Services(
+        settings, upstream, readiness, metrics, Admission(), RequestParser(settings)
+    )
+    app.include_router(make_router(services))
     exchanges = Exchanges(Authenticate(app, keys), metrics)
     return exchanges

@@ -36,8 +36,11 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
         ended: str = "refused",
         payload: bytes | None = None,
+        not_reached: bool = False,
     ) -> None:
         super().__init__(message)
+        # The request never got to an engine: it may be sent again.
+        self.not_reached = not_reached
         self.status = status
         self.headers = dict(headers or {})
         self.ended = ended
@@ -60,6 +63,19 @@ class ApiError(Exception):
         # In JSON a raw line end can only be white space between tokens.
         line = self.payload.replace(b"\r", b" ").replace(b"\n", b" ")
         return b"data: " + line + b"\n\n"
+
+    def response_event(self) -> bytes:
+        """Return the same error as an event of /v1/responses, which ends such a stream."""
+        error = json.loads(self.payload)["error"]
+        fields = {
+            "type": "error",
+            "code": error.get("code"),
+            "message": error.get("message") or str(self),
+            "param": error.get("param"),
+            "sequence_number": 0,
+        }
+        data = json.dumps(fields, separators=(",", ":")).encode("ascii")
+        return b"event: error\ndata: " + data + b"\n\n"
 
 
 def server_error(message: str, *, status: int = 500, code: str | None = None) -> ApiError:

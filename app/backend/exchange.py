@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,10 +47,15 @@ class Exchange:
     status: int = 0
     body_bytes: int = 0
     heartbeats: int = 0
+    # What the engine counted, or what was seen of an answer that was cut short.
+    usage: Usage | None = None
+    # How often the request was sent again because no engine could be reached.
+    resent: int = 0
+    # Further headers of the answer, whatever it will be.
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     first_byte: float | None = None
     # Notes when the pieces go out; None where they are not an engine's own.
     pace: Pace | None = None
-    usage: Usage | None = None
     # What failed behind the backend, in one word; None when nothing did.
     fault: str | None = None
     # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
@@ -79,6 +84,7 @@ class Exchange:
             "heartbeats": self.heartbeats,
             "first_byte_seconds": self._since_start(self.first_byte),
             "first_token_seconds": self._since_start(first_token),
+            "resent": self.resent,
             "duration_seconds": round(time.monotonic() - self.started, 6),
             "prompt_tokens": usage and usage.prompt_tokens,
             "completion_tokens": usage and usage.completion_tokens,
@@ -137,7 +143,8 @@ class Exchanges:
         async def tagged_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), id_header]}
+                headers = [*message.get("headers", ()), id_header, *exchange.headers]
+                message = {**message, "headers": headers}
             elif body := message.get("body"):
                 exchange.body_bytes += len(body)
                 if exchange.first_byte is None:

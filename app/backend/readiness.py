@@ -9,11 +9,12 @@ import logging
 import time
 import uuid
 
+from backend.apis import CHAT
 from backend.errors import ApiError
 from backend.hardware import HardwareReports
 from backend.settings import Settings
 from backend.tokens import shows_token
-from backend.upstream import CHAT_PATH, Upstream, read_some
+from backend.upstream import Upstream, read_some
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Readiness:
 
     async def _ask_for_one_token(self) -> str | None:
         async with self._upstream.post(
-            CHAT_PATH,
+            CHAT.path,
             self._probe_body,
             request_id=f"ready-{uuid.uuid4().hex}",
             accept="text/event-stream",

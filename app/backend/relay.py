@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
+import random
 import time
 
 import aiohttp
+from starlette.types import Receive, Scope, Send
 
+from backend.admission import Permit
 from backend.answer import SLACK_SECONDS, GuardedAnswer
+from backend.api_request import ApiRequest
+from backend.apis import Api
 from backend.errors import ApiError
 from backend.events import EventSplitter, is_terminal
 from backend.exchange import Exchange
+from backend.metrics import Metrics
 from backend.outlet import Outlet
 from backend.readiness import Readiness
 from backend.settings import Settings
@@ -23,6 +31,7 @@ from backend.upstream import (
     read_some,
     translate,
 )
+from backend.usage import Usage, UsageTap, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +40,14 @@ log = logging.getLogger(__name__)
 _WHOLE_ANSWER_BYTES = 1024 * 1024
 _UPSTREAM_ERROR_BYTES = 256 * 1024
 _NOTICE_SECONDS = 1.0
+# Between two tries to reach an engine that restarts; spread, so that those who waited do not all
+# come at once.
+_RETRY_SECONDS = (0.5, 1.5)
+# Who asked for a whole answer gets no heartbeats, and proxies on the way give up after 100 s.
+_LONGEST_SILENT_WAIT_SECONDS = 60
+# Of English text, and only for an answer that the engine did not live to count.
+_BYTES_PER_TOKEN = 4
+_CODES_OF_NO_ENGINE = frozenset({"engine_unreachable"})
 
 
 class Relay(GuardedAnswer):
@@ -43,6 +60,10 @@ class Relay(GuardedAnswer):
     end with an error event. A half event is dropped, see EventSplitter. Only when an event is so
     long that part of it is out already does its reader see one broken event before the error
     event.
+
+    An engine that restarts is waited for: as long as nothing of an answer has come, the request
+    is sent again, and whoever waits for a stream gets heartbeats meanwhile. A request is never
+    sent again once an engine has begun to answer it.
     """
 
     def __init__(
@@ -52,27 +73,60 @@ class Relay(GuardedAnswer):
         upstream: Upstream,
         readiness: Readiness,
         exchange: Exchange,
-        path: str,
-        body: bytes,
-        stream: bool,
+        api: Api,
+        request: ApiRequest,
+        permit: Permit,
+        metrics: Metrics,
     ) -> None:
         # Whether it is an event stream is known when the upstream has begun to answer; until then
         # it is taken to be what was asked for.
-        super().__init__(settings=settings, exchange=exchange, as_events=stream)
+        super().__init__(settings=settings, exchange=exchange, as_events=request.stream)
         self._upstream = upstream
         self._readiness = readiness
-        self._path = path
-        self._body = body
+        self._api = api
+        self._ask = request.ask
+        self._body = request.body
+        self._permit = permit
+        self._metrics = metrics
+        # Counts this request among those that wait for an engine.
+        self._restart = contextlib.ExitStack()
+        self._tap = UsageTap(hide=request.hides_usage)
+        # Pieces of the answer that were passed on: an event, or a few, each.
+        self._pieces = 0
+        self._terminal_seen = False
         # Since when the pump has been waiting for the upstream's next bytes.
         self._waiting_since = time.monotonic()
         self._seen_first_byte = False
         self._response: aiohttp.ClientResponse | None = None
         self._splitter = EventSplitter()
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request, and settle what it took, however it ends."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._restart.close()
+            if self._exchange.usage is None:
+                self._exchange.usage = self._tap.usage or self._seen_of_it()
+            await self._permit.close(self._exchange.usage)
+
+    def _seen_of_it(self) -> Usage | None:
+        """Return what is known of an answer that was cut short: it took at least that."""
+        if not self._pieces:
+            return None
+        return Usage(self._ask.prompt_bytes // _BYTES_PER_TOKEN, self._pieces)
+
     @property
     def _is_complete(self) -> bool:
         """Nothing is missing then, however the upstream's connection ended, or did not."""
-        return self._splitter.is_done
+        if self._api.terminal is None:
+            return self._splitter.is_done
+        return self._terminal_seen and not self._splitter.mid_event and not self._splitter.rest()
+
+    def _last_events(self, failure: ApiError) -> bytes:
+        if self._api.terminal is None:
+            return super()._last_events(failure)
+        return failure.response_event()
 
     async def _look(self, outlet: Outlet) -> ApiError | None:
         now = time.monotonic()
@@ -123,15 +177,38 @@ class Relay(GuardedAnswer):
 
     async def _pump(self, outlet: Outlet) -> None:
         """Ask the upstream and pass its answer on; raise ApiError when it fails."""
+        await self._permit.place()
+        patience = self._settings.restart_wait_seconds
+        if not self._as_events:
+            patience = min(patience, _LONGEST_SILENT_WAIT_SECONDS)
+        gives_up = time.monotonic() + patience
+        while True:
+            self._waiting_since = time.monotonic()
+            try:
+                await self._ask_once(outlet)
+                return
+            except ApiError as failure:
+                pause = random.uniform(*_RETRY_SECONDS)  # noqa: S311 - not a secret
+                if not failure.not_reached or time.monotonic() + pause > gives_up:
+                    raise
+            if not self._exchange.resent:
+                self._restart.enter_context(self._metrics.waiting("engine"))
+            self._exchange.resent += 1
+            await asyncio.sleep(pause)
+
+    async def _ask_once(self, outlet: Outlet) -> None:
         async with self._upstream.post(
-            self._path,
-            self._take_body(),
+            self._api.path,
+            self._body,
             request_id=self._exchange.request_id,
             accept="text/event-stream" if self._as_events else "application/json",
         ) as response:
             self._response = response
             if not 200 <= response.status < 300:
                 raise await _refusal(response)
+            self._restart.close()
+            # Not needed any more: a stream may run for an hour and a prompt be megabytes long.
+            self._body = b""
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise gateway_error(502, "The model server compressed its answer unasked.")
             if response.content_type == "text/event-stream":
@@ -143,13 +220,9 @@ class Relay(GuardedAnswer):
                 self._as_events = False
                 await self._pass_whole(response, outlet)
 
-    def _take_body(self) -> bytes:
-        """Give the body away: a stream may run for an hour and a prompt be megabytes long."""
-        body, self._body = self._body, b""
-        return body
-
     async def _pass_events(self, response: aiohttp.ClientResponse, outlet: Outlet) -> None:
-        splitter = self._splitter
+        splitter, tap = self._splitter, self._tap
+        terminal = self._api.terminal
         read = response.content.readany
         readiness = self._readiness
         content_type = response.headers["Content-Type"].encode("latin-1")
@@ -162,19 +235,22 @@ class Relay(GuardedAnswer):
             if not data:
                 break
             self._seen_first_byte = True
-            ready = splitter.feed(data)
+            ready = tap.look(splitter.feed(data))
             if not ready:
                 continue
+            if terminal is not None and terminal.search(ready):
+                self._terminal_seen = True
             if not outlet.started:
                 await outlet.start_events(content_type)
             await outlet.write(ready, between_events=not splitter.mid_event)
+            self._pieces += 1
             if outlet.last_write >= readiness.wanted_from:
                 readiness.look_at(ready)
         rest = splitter.rest()
-        if is_terminal(rest):
+        if terminal is None and is_terminal(rest):
             # [DONE] without its blank line: a strict parser would never hand it over.
             await outlet.finish(rest + b"\n\n")
-        elif splitter.is_done:
+        elif self._is_complete:
             await outlet.finish()
         else:
             raise gateway_error(502, "The model server ended the answer before it was complete.")
@@ -188,6 +264,7 @@ class Relay(GuardedAnswer):
             if len(held) > _WHOLE_ANSWER_BYTES:
                 break
         else:
+            self._exchange.usage = usage_of(bytes(held))
             length = str(len(held)).encode("ascii")
             await outlet.start(response.status, [*headers, (b"content-length", length)])
             if held:
@@ -223,7 +300,7 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
     headers = {}
     if retry_after := response.headers.get("Retry-After"):
         headers["retry-after"] = retry_after
-    payload, message = _read_error(bytes(body))
+    payload, message, code = _read_error(bytes(body))
     return ApiError(
         status,
         message or f"The model server answered with status {status}.",
@@ -231,19 +308,20 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         headers=headers,
         ended="upstream_error" if status >= 500 else "refused",
         payload=payload,
+        not_reached=status == 503 and code in _CODES_OF_NO_ENGINE,
     )
 
 
-def _read_error(body: bytes) -> tuple[bytes | None, str | None]:
-    """Return `body` itself if it has OpenAI's shape, else the message in it if there is one."""
+def _read_error(body: bytes) -> tuple[bytes | None, str | None, object]:
+    """Return `body` itself and its code if it has OpenAI's shape, else a message if it has one."""
     try:
         fields = json.loads(body.decode("utf-8"))
     except (ValueError, RecursionError):
-        return None, None
+        return None, None, None
     if not isinstance(fields, dict):
-        return None, None
+        return None, None, None
     if isinstance(fields.get("error"), dict):
-        return body, None
+        return body, None, fields["error"].get("code")
     # FastAPI's own errors, and vLLM's older ones.
     message = fields.get("detail") or fields.get("message")
-    return None, message if isinstance(message, str) else None
+    return None, message if isinstance(message, str) else None, None

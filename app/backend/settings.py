@@ -70,7 +70,13 @@ class Settings(Strict):
     hardware_reports: Path = Path("/run/millrace/hardware")
     # Where each instance serves /metrics on loopback, by MILLRACE_INSTANCE; empty serves none.
     metrics_ports: dict[str, Annotated[int, Field(ge=1, le=65_535)]] = {}
+    # A request waits so long for an engine or gateway that is being restarted; 0: not at all.
+    restart_wait_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 120
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 8 * 1024 * 1024
+    # Fields of requests that are let through beside those of apis.py.
+    extra_fields: list[PlainName] = []
+    # Answers that one request may ask for: its prompts times `n`.
+    most_choices: Annotated[int, Field(ge=1, le=1024)] = 8
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     workers: Annotated[int, Field(ge=1, le=256)] = 1

@@ -11,8 +11,6 @@ from aiohttp.http_exceptions import HttpProcessingError
 from backend.errors import ApiError
 from backend.settings import Settings
 
-CHAT_PATH = "/v1/chat/completions"
-
 # What may come out of aiohttp when the other side fails. HttpProcessingError (bytes that are not
 # HTTP) is no ClientError, and a read on a connection that has just gone is a bare RuntimeError.
 UPSTREAM_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError)
@@ -107,7 +105,9 @@ def translate(error: Exception) -> ApiError:
             504, "The model server did not accept the connection in time.", ended="upstream_timeout"
         )
     if isinstance(error, aiohttp.ClientConnectorError):
-        return unavailable("The model server cannot be reached. Try again in a few seconds.")
+        return unavailable(
+            "The model server cannot be reached. Try again in a few seconds.", not_reached=True
+        )
     return broken_off()
 
 
@@ -124,7 +124,9 @@ def gateway_error(status: int, message: str, *, ended: str = "upstream_error") -
     return ApiError(status, message, kind="server_error", code=code, ended=ended)
 
 
-def unavailable(message: str, *, ended: str = "upstream_error") -> ApiError:
+def unavailable(
+    message: str, *, ended: str = "upstream_error", not_reached: bool = False
+) -> ApiError:
     """Make the 503 that asks the client to come back shortly."""
     return ApiError(
         503,
@@ -133,4 +135,5 @@ def unavailable(message: str, *, ended: str = "upstream_error") -> ApiError:
         code="service_unavailable",
         headers={"retry-after": _RETRY_AFTER_SECONDS},
         ended=ended,
+        not_reached=not_reached,
     )

@@ -41,6 +41,7 @@ QUICK: dict[str, Any] = {
     "idle_timeout_seconds": 5,
     "ready_probe_interval_seconds": 30,
     "ready_max_age_seconds": 60,
+    "restart_wait_seconds": 0,
     "max_body_bytes": 1_000_000,
     "drain_seconds": 3,
 }

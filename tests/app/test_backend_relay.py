@@ -109,7 +109,7 @@ async def test_headers_of_a_stream(port, upstream):
 
 
 async def test_what_the_upstream_gets(port, upstream):
-    body = b' {"model": "tiny", "messages": [],  "stream": true, "odd": 1.50, "odd": "\\u00e9"}\n'
+    body = b' {"model":"tiny", "messages":[],  "stream":true,"seed":1,"user":"\\u00e9","seed":2}\n'
     sent = {
         "X-LiteLLM-Api-Key": "sk-mine",
         "Cookie": "a=b",
@@ -125,6 +125,11 @@ async def test_what_the_upstream_gets(port, upstream):
     await connection.rest()
     request = await upstream.next_request()
     assert (request.method, request.path) == ("POST", "/vllm/v1/chat/completions")
+    # What was checked and nothing else, and the engine is asked to count.
+    body = (
+        b'{"model":"tiny","messages":[],"stream":true,"seed":2,"user":"\\u00e9",'
+        b'"stream_options":{"include_usage":true}}'
+    )
     assert request.body == body
     request.headers.pop("host")
     request_id = request.headers.pop("x-request-id")

@@ -1,0 +1,82 @@
+"""OpenAI's endpoints: what they take is checked here, what they answer is the engine's."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from backend.api_request import unknown_model
+from backend.apis import APIS, Api
+from backend.exchange import exchange_of
+from backend.services import NO_STORE, NoResponse, Services, body_of
+from backend.settings import Model
+
+
+def add_openai_routes(router: APIRouter, services: Services) -> None:
+    """Add the endpoints of apis.py and the list of models."""
+    models = {model.id: model for model in services.settings.models}
+
+    @router.get("/v1/models")
+    async def list_models() -> JSONResponse:
+        """List the models that may be asked for."""
+        listed = [_entry(model) for model in models.values()]
+        return JSONResponse({"object": "list", "data": listed}, headers=NO_STORE)
+
+    @router.get("/v1/models/{model_id:path}")
+    async def one_model(model_id: str) -> JSONResponse:
+        """Describe one model."""
+        if model_id not in models:
+            raise unknown_model(model_id)
+        return JSONResponse(_entry(models[model_id]), headers=NO_STORE)
+
+    for api in APIS:
+        router.add_api_route(
+            api.path,
+            _endpoint(api, services),
+            methods=["POST"],
+            name=api.name,
+            description=f"OpenAI's {api.path}; the fields that are taken are those listed.",
+            response_class=Response,
+            openapi_extra=_openapi(api, sorted(models)),
+        )
+
+
+def _endpoint(api: Api, services: Services) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        body = await body_of(request, services.settings)
+        if body is None:
+            return NoResponse()
+        checked = services.parser.parse(body, api)
+        return await services.answer(exchange_of(request.scope), api, checked)
+
+    return endpoint
+
+
+def _entry(model: Model) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+    }
+
+
+def _openapi(api: Api, model_ids: list[str]) -> dict[str, Any]:
+    """Describe the body: what this hop checks, and for the rest only the names."""
+    prompt: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array"}]}
+    if api.prompt == "messages":
+        prompt = {"type": "array", "items": {"type": "object"}}
+    properties: dict[str, Any] = {name: {} for name in sorted(api.fields)}
+    properties |= {"model": {"type": "string", "enum": model_ids}, api.prompt: prompt}
+    if api.streams:
+        properties["stream"] = {"type": ["boolean", "null"]}
+    schema = {
+        "type": "object",
+        "required": ["model", api.prompt],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

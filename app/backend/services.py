@@ -1,0 +1,70 @@
+"""What the routes work with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from backend.admission import Admission
+from backend.api_request import ApiRequest, RequestParser, read_body
+from backend.apis import Api
+from backend.exchange import Exchange, exchange_of
+from backend.metrics import Metrics
+from backend.readiness import Readiness
+from backend.relay import Relay
+from backend.settings import Settings
+from backend.upstream import Upstream
+
+NO_STORE = {"cache-control": "no-store"}
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Made once per process."""
+
+    settings: Settings
+    upstream: Upstream
+    readiness: Readiness
+    metrics: Metrics
+    admission: Admission
+    parser: RequestParser
+
+    async def answer(self, exchange: Exchange, api: Api, request: ApiRequest) -> Response:
+        """Let a checked request in and return what answers it.
+
+        Every generation goes through here, whoever reads it. Raises ApiError 429 and 503.
+        """
+        assert exchange.key is not None, "Authenticate lets nobody through without a key"
+        exchange.model = request.model
+        exchange.stream = request.stream
+        permit = await self.admission.admit(exchange.key, request.ask)
+        exchange.headers += permit.headers
+        return Relay(
+            settings=self.settings,
+            upstream=self.upstream,
+            readiness=self.readiness,
+            exchange=exchange,
+            api=api,
+            request=request,
+            permit=permit,
+            metrics=self.metrics,
+        )
+
+
+class NoResponse(Response):
+    """The client has gone: there is nobody to answer."""
+
+    async def __call__(self, *_: object) -> None:
+        """Send nothing."""
+
+
+async def body_of(request: Request, settings: Settings) -> bytes | None:
+    """Return the whole body; None, and the log told, when the client leaves in the middle."""
+    try:
+        return await read_body(request.scope, request.receive, settings.max_body_bytes)
+    except ClientDisconnect:
+        exchange_of(request.scope).ended = "client_left"
+        return None
