@@ -11,6 +11,7 @@ What was seen of 1.109.1's `/vllm/…` route behind its router, and what is done
 - At the end of a stream the whole answer was parsed on the event loop, for logging, and every other
   stream stood still meanwhile (658 ms after 8,000 tokens, measured; 4 ms without).
 - A caller who left before the engine's headers, or during a plain answer, left the engine working.
+- No line in the log told what became of a request: access_log.py writes one.
 
 This leans on LiteLLM's internals, which is why LiteLLM is pinned and why `install` raises, and with
 it the start fails, when one of them is not where it should be.
@@ -19,13 +20,10 @@ it the start fails, when one of them is not where it should be.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+from gateway.access_log import AccessLog, App, Message, Receive, Send
 
 ROUTE = "/vllm/"
 RETRY_AFTER_SECONDS = "2"
@@ -161,4 +159,4 @@ def install() -> None:
     layer.add_exception_handler(BaseLLMException, engine_unreachable)
     layer.add_exception_handler(httpx.TransportError, engine_unreachable)
     layer.add_exception_handler(BadRequestError, no_engine_chosen)
-    app.middleware_stack = CancelWhenLeft(app.middleware_stack)
+    app.middleware_stack = AccessLog(CancelWhenLeft(app.middleware_stack), "litellm")

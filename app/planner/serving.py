@@ -20,6 +20,8 @@ from planner.source import RECITAL, model_source
 
 PLAN_VERSION = 4
 
+ENGINE_DIR = "/usr/local/lib/millrace/engine"
+"""Where roles/vllm puts what vLLM loads of ours."""
 RECITAL_DIR = "/usr/local/lib/millrace/recital"
 RECITAL_STEP_MILLISECONDS = 12
 """About 80 tokens a second: a good model's pace on a good card, for one reader."""
@@ -223,8 +225,11 @@ def _engine(
         "uvicorn-log-level": "warning",
         "disable-uvicorn-access-log": True,
         "disable-fastapi-docs": True,
+        # Its own access log knows no request ids, and its request log writes what people sent.
+        "middleware": ["access_log.AccessLog"],
     }
     environment: dict[str, str] = {
+        "PYTHONPATH": ENGINE_DIR,
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(budget.ENGINE_KEEPALIVE_SECONDS),
         # Else its processes talk, and listen, by whatever address the host's name stands for.
         "VLLM_HOST_IP": "127.0.0.1",
@@ -244,7 +249,7 @@ def _engine(
         # The tiny model would be done before anyone saw it stream: recital_pace.py slows it down.
         arguments["logits-processors"] = ["recital_pace:Pace"]
         environment["RECITAL_STEP_MILLISECONDS"] = str(RECITAL_STEP_MILLISECONDS)
-        environment["PYTHONPATH"] = RECITAL_DIR
+        environment["PYTHONPATH"] = f"{ENGINE_DIR}:{RECITAL_DIR}"
     arguments.update(settings.get("engine_arguments") or {})
     return {
         "name": f"engine{number + 1}" if number else "main",

@@ -1,0 +1,131 @@
+"""The line that LiteLLM and vLLM write of a request: an id and times, and no word of anybody's."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway import access_log
+from gateway.access_log import AccessLog
+
+Message = MutableMapping[str, Any]
+SECRET = b'{"messages": [{"content": "zanzibarine"}]}'
+
+
+class Written:
+    """What went to the journal."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @property
+    def text(self) -> str:
+        return self.file.read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    file = tmp_path / "stderr"
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    monkeypatch.setattr(access_log, "STDERR", descriptor)
+    yield Written(file)
+    os.close(descriptor)
+
+
+async def ask(
+    app: Any, *, name: bytes = b"abcd-1234", path: str = "/v1/x", left: bool = False
+) -> list[Message]:
+    """Send one request through the layer; return what came out."""
+    sent: list[Message] = []
+    messages = iter(
+        [{"type": "http.request", "body": SECRET}, *([{"type": "http.disconnect"}] if left else [])]
+    )
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "query_string": b"q=zanzibarine",
+        "headers": [(b"authorization", b"Bearer zanzibarine"), (b"x-request-id", name)],
+    }  # fmt: skip
+    await AccessLog(app)(scope, receive, send)
+    return sent
+
+
+def answer(status: int = 200, *bodies: bytes, whole: bool = True) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        for number, body in enumerate(bodies, 1):
+            more = number < len(bodies) or not whole
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+    return app
+
+
+async def test_a_request_has_one_line_and_its_bytes_pass(written: Written) -> None:
+    sent = await ask(answer(200, b"zanzi", b"barine"))
+    assert [message.get("body") for message in sent] == [None, b"zanzi", b"barine"]
+    (line,) = written.lines
+    assert line.pop("duration_seconds") >= line.pop("first_byte_seconds") >= 0
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "info", "event": "request", "hop": "vllm", "request_id": "abcd-1234",
+        "method": "POST", "path": "/v1/x", "status": 200, "body_bytes": 11, "ended": "complete",
+    }  # fmt: skip
+    assert "zanzi" not in written.text
+
+
+async def test_who_left_is_told_from_what_failed(written: Written) -> None:
+    async def left(scope: Any, receive: Any, send: Any) -> None:
+        await answer(200, b"a", whole=False)(scope, receive, send)
+        await receive()
+
+    async def crash(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("zanzibarine")
+
+    await ask(left, left=True)
+    await ask(answer(200, b"a", whole=False))
+    with pytest.raises(ValueError, match="zanzibarine"):
+        await ask(crash)
+    assert [line["ended"] for line in written.lines] == ["client_left", "error", "error"]
+    assert written.lines[2]["status"] == 0
+    assert "zanzi" not in written.text
+
+
+async def test_a_probe_has_a_line_only_when_something_is_wrong(written: Written) -> None:
+    await ask(answer(200, b"x"), name=b"ready-12345")
+    await ask(answer(200, b"x"), path="/health")
+    assert not written.text
+    await ask(answer(503, b"x"), name=b"ready-12345")
+    await ask(answer(200, b"x", whole=False), path="/health")
+    assert len(written.lines) == 2
+
+
+@pytest.mark.parametrize("name", [b"short", b"x" * 129, b"a b c d e f", b"\xff\xfe12345678"])
+async def test_an_id_that_is_none_is_not_logged(written: Written, name: bytes) -> None:
+    await ask(answer(200, b"x"), name=name)
+    assert written.lines[0]["request_id"] is None
+
+
+async def test_a_journal_that_is_gone_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_log, "STDERR", 9999)
+    assert len(await ask(answer(200, b"x"))) == 2
+
+
+def test_vllm_can_load_it_by_itself() -> None:
+    """In vLLM's environment there is this one file and nothing else of ours."""
+    text = Path(access_log.__file__).read_text()
+    assert "import gateway" not in text
+    assert "from gateway" not in text
