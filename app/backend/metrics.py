@@ -19,13 +19,14 @@ from prometheus_client import (
     Gauge,
     Histogram,
     Info,
-    ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from backend.pace import GapCounts, Pace
+from backend.process import ProcessFigures
 
 if TYPE_CHECKING:
     from backend.exchange import Exchange
@@ -51,6 +52,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._open: set[Exchange] = set()
         self._gaps = GapCounts(
@@ -59,7 +61,7 @@ class Metrics:
         )
         self.registry.register(self._gaps)
         self.registry.register(_OpenRequests(self._open))
-        ProcessCollector(registry=self.registry)
+        self.registry.register(ProcessFigures())
         self._requests = self._counter(
             "requests", "Requests that ended", ["route", "status", "ended"]
         )
