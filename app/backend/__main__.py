@@ -79,6 +79,8 @@ def server_config(settings: Settings) -> uvicorn.Config:
         timeout_worker_healthcheck=30,
         access_log=False,
         server_header=False,
+        # It would believe anybody on this machine; see doors.address_of.
+        proxy_headers=False,
         log_config=log_config(),
     )
 

@@ -86,9 +86,12 @@ class RequestParser:
         if model not in self._models:
             raise unknown_model(model)
         if allowed is not None and model not in allowed:
+            # Not 404, as of a model that does not exist: 403 is what OpenAI answers where a project
+            # may not use a model, and it sends the reader to whoever made the key.
             raise ApiError(
                 403,
                 f"This key may not use the model `{model}`.",
+                kind="permission_error",
                 code="model_not_allowed",
                 param="model",
             )

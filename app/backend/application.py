@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
@@ -13,13 +14,17 @@ from backend import errors, metrics_server
 from backend.admission import Admission
 from backend.api_request import RequestParser
 from backend.auth import Authenticate
+from backend.doors import Doors
 from backend.exchange import Exchanges
+from backend.key_files import KeyFiles
 from backend.keys import KeyRing
 from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.routes import make_router
 from backend.service_manager import managed
 from backend.services import Services
+from backend.session_routes import make_session_router
+from backend.sessions import Sessions
 from backend.settings import Settings, read_credential
 from backend.upstream import Upstream
 
@@ -36,7 +41,9 @@ def build(settings: Settings) -> ASGIApp:
     From the outside in: Exchanges (request id, log) -> Authenticate -> FastAPI (errors, routes)
     -> Relay. The outer two are pure ASGI and wrap no body.
     """
-    keys = KeyRing(settings.keys_file)
+    keys = KeyRing(KeyFiles(settings.keys_file, settings.issued_keys_file))
+    doors = Doors(settings.wrong_keys_per_minute)
+    sessions = Sessions(_session_secret(settings), settings.session_seconds, keys)
     upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
     readiness = Readiness(settings, upstream)
     metrics = Metrics()
@@ -68,5 +75,11 @@ def build(settings: Settings) -> ASGIApp:
         settings, upstream, readiness, metrics, Admission(), RequestParser(settings)
     )
     app.include_router(make_router(services))
-    exchanges = Exchanges(Authenticate(app, keys), metrics)
+    app.include_router(make_session_router(settings, keys, doors, sessions))
+    exchanges = Exchanges(Authenticate(app, keys, doors, [sessions.find]), metrics)
     return exchanges
+
+
+def _session_secret(settings: Settings) -> str:
+    name = settings.session_secret_credential
+    return secrets.token_hex(32) if name is None else read_credential(name)

@@ -105,6 +105,13 @@ def exchange_of(scope: Scope) -> Exchange:
     return exchange
 
 
+def key_of(scope: Scope) -> Key:
+    """Return the key whose request it is; only for what Authenticate guards."""
+    key = exchange_of(scope).key
+    assert key is not None, "Authenticate lets nobody through without a key"
+    return key
+
+
 class Exchanges:
     """Outermost ASGI layer: gives each request its id and record, and logs it at the end.
 

@@ -1,75 +1,86 @@
-"""The bearer keys: a file of hashes, read again whenever it changes."""
+"""The bearer keys in force: read from files of hashes, again whenever one changes."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-import os
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
-from pydantic import StringConstraints, ValidationError
-
-from backend.settings import ConfigError, Strict, explain
+from backend.key_files import KeyEntry, KeyFiles, Limits, Signature
+from backend.settings import ConfigError
 
 log = logging.getLogger(__name__)
 
-_CHECK_SECONDS = 1.0
-
-
-class KeyEntry(Strict):
-    """One key as the file holds it: its name and the SHA-256 of its text, in hex."""
-
-    name: Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,100}$")]
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
-
-
-class KeysFile(Strict):
-    """The whole file: `{"keys": [...]}`.
-
-    An unknown field is refused, not ignored: it may be a limit or an expiry that a newer release
-    wrote, and a key must not quietly lose its restrictions when a release is rolled back.
-    """
-
-    keys: list[KeyEntry]
+_CHECK_SECONDS = 0.5
+_ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key that was presented and is good."""
+    """A key of the ring. `expires` is in Unix seconds; `models` of None allows all."""
 
     name: str
     digest: bytes
+    expires: int | None = None
+    models: frozenset[str] | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def id(self) -> str:
+        """Names this text of the key without telling it: another one after a rotation."""
+        return self.digest[:_ID_BYTES].hex()
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires is not None and time.time() >= self.expires
+
+    def may_use(self, model: str) -> bool:
+        """Whether this key may ask for `model`."""
+        return self.models is None or model in self.models
 
 
 class KeyRing:
     """The keys in force in this process.
 
-    The file is looked at no more than once a second and read again when it is another one
+    The files are looked at no more than twice a second and read again when they are other ones
     (inode, size, times), so a revoked key stops working within a second and without a restart.
-    A file that cannot be read or understood changes nothing but the log: the last good one holds.
-    To revoke every key, write `{"keys": []}`.
+    A file that cannot be read or understood changes nothing but the log: the last good state
+    holds. To revoke every key, write a file without any.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Read `path`; raise ConfigError, because at the start there is no last good file."""
-        self._path = path
+    def __init__(self, files: KeyFiles) -> None:
+        """Read the files; raise ConfigError, because at the start there is no last good state."""
+        self._files = files
         self._checked_at = time.monotonic()
-        self._signature, self._keys = self._read()
+        # Taken before the content: a write in between shows as a change next time.
+        self._signature: tuple[Signature, ...] = files.signature()
+        self._keys = tuple(_keys_of(files.read()))
 
     def find(self, token: str) -> Key | None:
-        """Return the key whose text is `token`, or None."""
-        self._refresh()
+        """Return the key whose text is `token`, or None. It may have expired."""
         # A fast hash is right here: keys are 256 random bits, so there is nothing to guess that
         # a slow hash would protect, and every request pays for it.
         digest = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        return self._pick(digest, len(digest))
+
+    def by_id(self, key_id: str) -> Key | None:
+        """Return the key that has this `id`, or None. It may have expired."""
+        try:
+            digest = bytes.fromhex(key_id)
+        except ValueError:
+            return None
+        return self._pick(digest, _ID_BYTES)
+
+    def _pick(self, digest: bytes, length: int) -> Key | None:
+        self._refresh()
         found = None
         # No early exit: the time must not tell which key came close, or where it stands.
         for key in self._keys:
-            if hmac.compare_digest(key.digest, digest):
+            if hmac.compare_digest(key.digest[:length], digest):
                 found = key
         return found
 
@@ -78,35 +89,25 @@ class KeyRing:
         if now - self._checked_at < _CHECK_SECONDS:
             return
         self._checked_at = now
-        try:
-            signature = _signature(self._path.stat())
-        except OSError as error:
-            signature = (error.errno or -1,)
+        signature = self._files.signature()
         if signature == self._signature:
             return
+        # Remembered also when it is refused, so that a broken file is reported once.
+        self._signature = signature
         try:
-            self._signature, self._keys = self._read()
+            self._keys = tuple(_keys_of(self._files.read()))
         except ConfigError as error:
-            # Remembered, so that one broken file is reported once and not every second.
-            self._signature = signature
-            log.error("keys file refused, the last good one stays in force: %s", error)
+            log.error("keys file refused, the last good keys stay in force: %s", error)
         else:
-            log.info("keys file read again: %d keys", len(self._keys))
-
-    def _read(self) -> tuple[tuple[int, ...], tuple[Key, ...]]:
-        try:
-            with self._path.open("rb") as file:
-                # Taken before the content: a write in between shows as a change next time.
-                signature = _signature(os.fstat(file.fileno()))
-                content = file.read()
-        except OSError as error:
-            raise ConfigError(f"cannot read {self._path}: {error.strerror}") from error
-        try:
-            entries = KeysFile.model_validate_json(content).keys
-        except ValidationError as error:
-            raise ConfigError(explain(str(self._path), error)) from error
-        return signature, tuple(Key(entry.name, bytes.fromhex(entry.sha256)) for entry in entries)
+            log.info("keys read again: %d of them", len(self._keys))
 
 
-def _signature(status: os.stat_result) -> tuple[int, ...]:
-    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def _keys_of(entries: Iterable[KeyEntry]) -> Iterator[Key]:
+    for entry in entries:
+        models = None if entry.models is None else frozenset(entry.models)
+        hashes = [(entry.sha256, entry.expires)]
+        if entry.previous is not None:
+            ends = [t for t in (entry.previous.expires, entry.expires) if t is not None]
+            hashes.append((entry.previous.sha256, min(ends)))
+        for sha256, expires in hashes:
+            yield Key(entry.name, bytes.fromhex(sha256), expires, models, entry.limits)

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from backend.api_request import unknown_model
 from backend.apis import APIS, Api
-from backend.exchange import exchange_of
+from backend.exchange import exchange_of, key_of
 from backend.services import NO_STORE, NoResponse, Services, body_of
 from backend.settings import Model
 
@@ -20,15 +20,16 @@ def add_openai_routes(router: APIRouter, services: Services) -> None:
     models = {model.id: model for model in services.settings.models}
 
     @router.get("/v1/models")
-    async def list_models() -> JSONResponse:
-        """List the models that may be asked for."""
-        listed = [_entry(model) for model in models.values()]
+    async def list_models(request: Request) -> JSONResponse:
+        """List the models that the key may ask for."""
+        key = key_of(request.scope)
+        listed = [_entry(model) for model in models.values() if key.may_use(model.id)]
         return JSONResponse({"object": "list", "data": listed}, headers=NO_STORE)
 
     @router.get("/v1/models/{model_id:path}")
-    async def one_model(model_id: str) -> JSONResponse:
+    async def one_model(model_id: str, request: Request) -> JSONResponse:
         """Describe one model."""
-        if model_id not in models:
+        if model_id not in models or not key_of(request.scope).may_use(model_id):
             raise unknown_model(model_id)
         return JSONResponse(_entry(models[model_id]), headers=NO_STORE)
 
@@ -49,7 +50,7 @@ def _endpoint(api: Api, services: Services) -> Callable[[Request], Awaitable[Res
         body = await body_of(request, services.settings)
         if body is None:
             return NoResponse()
-        checked = services.parser.parse(body, api)
+        checked = services.parser.parse(body, api, models=key_of(request.scope).models)
         return await services.answer(exchange_of(request.scope), api, checked)
 
     return endpoint

@@ -61,10 +61,13 @@ class NoResponse(Response):
         """Send nothing."""
 
 
-async def body_of(request: Request, settings: Settings) -> bytes | None:
+async def body_of(
+    request: Request, settings: Settings, *, limit_bytes: int | None = None
+) -> bytes | None:
     """Return the whole body; None, and the log told, when the client leaves in the middle."""
+    limit = settings.max_body_bytes if limit_bytes is None else limit_bytes
     try:
-        return await read_body(request.scope, request.receive, settings.max_body_bytes)
+        return await read_body(request.scope, request.receive, limit)
     except ClientDisconnect:
         exchange_of(request.scope).ended = "client_left"
         return None

@@ -52,7 +52,15 @@ class Settings(Strict):
     upstream_url: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")]
     # A file name in $CREDENTIALS_DIRECTORY (systemd LoadCredential), never the key itself.
     upstream_key_credential: PlainName
+    # The hashes of the clients' keys: those of the inventory, and those that `./millrace key` made.
     keys_file: Path
+    issued_keys_file: Path | None = None
+    # Signs the cookie of those who log in with a browser; a credential as above. Each start makes
+    # one up where there is none, and every session ends with it.
+    session_secret_credential: PlainName | None = None
+    session_seconds: Annotated[int, Field(ge=60, le=400 * 86_400)] = 30 * 86_400
+    # From one address (of IPv6: one /64), before it is answered with 429 unheard.
+    wrong_keys_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     models: Annotated[list[Model], Field(min_length=1)]
 
     heartbeat_seconds: Seconds = 15

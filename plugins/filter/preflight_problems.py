@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "app"))
+
+from keys.inventory import client_problems
 
 SYSTEMS = {"Debian": ("12", "13"), "Ubuntu": ("24.04",)}
 PYTHON_MINIMUM = (3, 11)  # vLLM 0.33 and ansible-core's own floor for modules is far below
@@ -121,7 +127,8 @@ def room_problems(
 def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
     """Return which secrets are missing or malformed; values never appear.
 
-    `secrets`: `engine`, `gateway` and `streamcheck` keys, and `clients`, name to key.
+    `secrets`: `engine`, `gateway` and `streamcheck` keys, the `session` secret, and `clients` as in
+    millrace_client_keys.
     """
     problems = []
     if not KEY.fullmatch(str(secrets["engine"])):
@@ -132,20 +139,11 @@ def secret_problems(secrets: Mapping[str, Any]) -> list[str]:
         problems.append(
             "vault_millrace_streamcheck_key: 32 or more printable characters, no spaces."
         )
-    clients = secrets["clients"]
-    if not isinstance(clients, Mapping) or not clients:
-        return [*problems, "millrace_client_keys: name at least one client with a key."]
-    for name, key in clients.items():
-        if not KEY.fullmatch(str(key)):
-            problems.append(
-                f"millrace_client_keys: the key of {name} needs 32 or more printable characters, "
-                "no spaces. Remove its file in millrace_secrets_dir to have one made."
-            )
-    if "streamcheck" in clients:
-        problems.append("millrace_client_keys: the name streamcheck is the stream check's own.")
-    if len(set(map(str, clients.values()))) != len(clients):
-        problems.append("millrace_client_keys: two clients share a key; each needs its own.")
-    return problems
+    if not KEY.fullmatch(str(secrets["session"])):
+        problems.append(
+            "vault_millrace_session_secret: 32 or more printable characters, no spaces."
+        )
+    return [*problems, *client_problems(secrets["clients"])]
 
 
 def preflight_problems(

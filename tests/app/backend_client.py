@@ -82,7 +82,9 @@ class Connection:
             name, _, value = line.partition(": ")
             assert name.lower() not in self.headers, f"{name} came twice"
             self.headers[name.lower()] = value
-        if "content-length" in self.headers:
+        if self.status == 204:
+            self._left, self._ended = 0, True
+        elif "content-length" in self.headers:
             self._left = int(self.headers["content-length"])
             self._ended = self._left == 0
         else:

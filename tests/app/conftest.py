@@ -32,6 +32,7 @@ hypothesis.settings.load_profile("app")
 
 APP = Path(__file__).parents[2] / "app"
 UPSTREAM_KEY = "sk-upstream-secret"
+SESSION_SECRET = "0123456789abcdef" * 4
 
 # Short enough for tests; each test lengthens or shortens what it is about.
 QUICK: dict[str, Any] = {
@@ -44,17 +45,20 @@ QUICK: dict[str, Any] = {
     "restart_wait_seconds": 0,
     "max_body_bytes": 1_000_000,
     "drain_seconds": 3,
+    "wrong_keys_per_minute": 100_000,
 }
 
 
-def write_keys(path: Path, **keys: str) -> None:
+def key_entry(name: str, key: str, **more: Any) -> dict[str, Any]:
+    """Return an entry of a keys file."""
+    return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **more}
+
+
+def write_keys(path: Path, *entries: dict[str, Any], **keys: str) -> None:
     """Write the keys file as a release would: a new file in the place of the old one."""
-    entries = [
-        {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
-        for name, key in keys.items()
-    ]
+    entries = (*entries, *(key_entry(name, key) for name, key in keys.items()))
     fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"keys": entries}))
+    fresh.write_text(json.dumps({"version": 2, "keys": entries}))
     fresh.replace(path)
 
 
@@ -64,17 +68,21 @@ class Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.keys = folder / "keys.json"
+        self.issued_keys = folder / "keys.issued.json"
         self.config = folder / "backend.json"
         write_keys(self.keys, alice=KEY)
         credentials = folder / "credentials"
         credentials.mkdir()
         (credentials / "upstream-key").write_text(UPSTREAM_KEY + "\n")
+        (credentials / "session-secret").write_text(SESSION_SECRET + "\n")
 
     def write_config(self, upstream_port: int, **changes: Any) -> Path:
         settings = {
             "upstream_url": f"http://127.0.0.1:{upstream_port}/vllm",
             "upstream_key_credential": "upstream-key",
             "keys_file": str(self.keys),
+            "issued_keys_file": str(self.issued_keys),
+            "session_secret_credential": "session-secret",
             "models": [{"id": "tiny"}],
             **QUICK,
             **changes,

@@ -12,6 +12,7 @@ from backend_upstream import eventually
 from conftest import write_keys
 
 CHAT = "/v1/chat/completions"
+ENTRY = b'{"name": "x", "sha256": "%b"}' % (b"0" * 64)
 
 
 def error(response, status):
@@ -103,10 +104,14 @@ async def test_keys_come_and_go_without_a_restart(port, files):
         b"",
         b"{",
         b"[]",
-        b'{"keys": [{"name": "x"}]}',
-        b'{"keys": [{"name": "x", "sha256": "abc"}]}',
-        b'{"keys": [{"name": "x\\n", "sha256": "%b"}]}' % (b"0" * 64),
-        b'{"keys": [{"name": "x", "sha256": "%b", "expires": 1}]}' % (b"0" * 64),
+        b'{"version": 2, "keys": [{"name": "x"}]}',
+        b'{"version": 2, "keys": [{"name": "x", "sha256": "abc"}]}',
+        b'{"version": 2, "keys": [{"name": "x\\n", "sha256": "%b"}]}' % (b"0" * 64),
+        b'{"version": 2, "keys": [{"name": "x", "sha256": "%b", "expires": 1}]}' % (b"0" * 64),
+        b'{"version": 2, "keys": [{"name": "x", "sha256": "%b", "new": 1}]}' % (b"0" * 64),
+        b'{"version": 2, "keys": [%b, %b]}' % ((ENTRY,) * 2),
+        b'{"version": 3, "keys": [%b]}' % ENTRY,
+        b'{"keys": [%b]}' % ENTRY,
         None,
     ],
 )
@@ -143,6 +148,7 @@ async def test_the_openapi_document_is_there_for_those_with_a_key(port):
         *(api.path for api in APIS),
         "/v1/models",
         "/v1/models/{model_id}",
+        "/v1/session",
         "/v1/streamcheck",
     }
 
@@ -224,7 +230,7 @@ async def test_too_much_is_refused_before_it_is_sent(start_backend):
 
 
 async def test_a_crash_in_a_route_is_a_500_in_the_same_shape(port, monkeypatch, logs):
-    def crash(*_):
+    def crash(*_, **__):
         raise KeyError("zanzibarine")
 
     monkeypatch.setattr("backend.api_request.RequestParser.parse", crash)

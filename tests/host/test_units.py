@@ -14,7 +14,7 @@ from servers import Server
 # What `systemd-analyze security` may find at most (0 is best).
 EXPOSURE = {"gateway": 2.0, "backend": 2.0, "engine": 2.0, "edge": 3.0}
 
-SECRETS = ("engine_key", "gateway_key", "client_owner", "client_streamcheck")
+SECRETS = ("engine_key", "gateway_key", "session_secret", "client_owner", "client_streamcheck")
 
 
 @pytest.fixture(scope="module", params=sorted(UNITS))

@@ -43,6 +43,7 @@ def well() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
             "engine": ENGINE_KEY,
             "gateway": GATEWAY_KEY,
             "streamcheck": "s" * 48,
+            "session": "s" * 48,
             "clients": {"owner": CLIENT_KEY},
         },
     }
@@ -252,6 +253,13 @@ def test_a_malformed_key_of_the_stream_check_is_named_and_not_shown(key: str) ->
     assert not key or key not in problem
 
 
+@pytest.mark.parametrize("secret", MALFORMED)
+def test_a_malformed_session_secret_is_named_and_not_shown(secret: str) -> None:
+    problem = refuse({"decided.secrets.session": secret})
+    assert "vault_millrace_session_secret" in problem
+    assert not secret or secret not in problem
+
+
 def test_the_stream_checks_name_is_taken() -> None:
     clients = {"owner": CLIENT_KEY, "streamcheck": "x" * 48}
     assert "stream check's own" in refuse({"decided.secrets.clients": clients})
@@ -263,6 +271,39 @@ def test_a_malformed_client_key_is_named_and_not_shown(key: str) -> None:
     problem = refuse({"decided.secrets.clients": clients})
     assert "the key of phone" in problem
     assert not key or key not in problem
+
+
+@pytest.mark.parametrize(
+    ("client", "said"),
+    [
+        ({}, "the key of phone"),
+        ({"key": "short"}, "the key of phone"),
+        ({"key": "x" * 40, "expire": 1}, "phone has expire; what it may have is key, expires"),
+        ({"key": "x" * 40, "expires": "soon"}, "expires of phone is a date such as"),
+        ({"key": "x" * 40, "expires": 90}, "expires of phone is a date such as"),
+        ({"key": "x" * 40, "models": "tiny"}, "models of phone is a list"),
+        ({"key": "x" * 40, "models": []}, "models of phone is a list"),
+        ({"key": "x" * 40, "limits": {"requests": 1}}, "limits of phone are requests_per_minute"),
+        ({"key": "x" * 40, "limits": {"requests_per_minute": 0}}, "each a number from 1 up"),
+        ({"key": "x" * 40, "limits": {"concurrent_streams": True}}, "each a number from 1 up"),
+        ({"key": CLIENT_KEY}, "two clients share a key"),
+    ],
+)
+def test_what_a_client_may_have_is_told(client: Any, said: str) -> None:
+    problem = refuse({"decided.secrets.clients": {"owner": CLIENT_KEY, "phone": client}})
+    assert said in problem
+    assert CLIENT_KEY not in problem
+
+
+def test_a_client_with_everything_is_right() -> None:
+    more = {
+        "key": "x" * 40,
+        "expires": "2037-12-31",
+        "models": ["tiny"],
+        "limits": {"requests_per_minute": "60", "tokens_per_minute": 1, "concurrent_streams": 1},
+    }
+    clients = {"owner": CLIENT_KEY, "phone": more}
+    assert not refusals({"decided.secrets.clients": clients})
 
 
 @pytest.mark.parametrize("clients", [{}, [], "owner", None])

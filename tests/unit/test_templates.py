@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from backend.key_files import KeysFile
 from serving_plan import serving_plan
 from streamcheck.chain import from_file
 from unit_kit import ROOT, UNIT, clean_environment
@@ -23,7 +24,9 @@ ENGINE_KEY = "engine-secret-" + "e" * 30
 GATEWAY_KEY = "sk-gateway-secret-" + "g" * 30
 OWNER_KEY = "owner-secret-" + "o" * 30
 CHECK_KEY = "check-secret-" + "c" * 30
-SECRETS = (ENGINE_KEY, GATEWAY_KEY, OWNER_KEY, CHECK_KEY)
+PHONE = {"models": ["recital"], "limits": {"requests_per_minute": 60}}
+SESSION_SECRET = "session-secret-" + "s" * 30
+SECRETS = (ENGINE_KEY, GATEWAY_KEY, OWNER_KEY, CHECK_KEY, SESSION_SECRET)
 
 V4, V6 = "203.0.113.10", "2001:db8::10"
 MACHINES: dict[str, dict[str, Any]] = {
@@ -140,7 +143,11 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                 "vault_millrace_engine_key": ENGINE_KEY,
                 "vault_millrace_gateway_key": GATEWAY_KEY,
                 "vault_millrace_streamcheck_key": CHECK_KEY,
-                "millrace_client_keys": {"owner": OWNER_KEY, "phone": OWNER_KEY + "2"},
+                "vault_millrace_session_secret": SESSION_SECRET,
+                "millrace_client_keys": {
+                    "owner": OWNER_KEY,
+                    "phone": {"key": OWNER_KEY + "2", **PHONE, "expires": "2037-12-31"},
+                },
                 "tls_domains": ["chat.example.org"],
                 **{f"{name}_root": str(stubs / name) for name in PARTS},
             }
@@ -201,15 +208,16 @@ def test_only_files_that_root_alone_reads_hold_a_secret(rendered: Path, machine:
 
 @ALL
 def test_clients_keys_are_there_as_hashes_only(rendered: Path, machine: str) -> None:
-    keys = json.loads(read(rendered, machine, KEYS_JSON))["keys"]
-    assert keys == [
-        {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()}
-        for name, key in (
-            ("owner", OWNER_KEY),
-            ("phone", OWNER_KEY + "2"),
-            ("streamcheck", CHECK_KEY),
+    file = json.loads(read(rendered, machine, KEYS_JSON))
+    assert file["keys"] == [
+        {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **more}
+        for name, key, more in (
+            ("owner", OWNER_KEY, {}),
+            ("phone", OWNER_KEY + "2", {"expires": 2145830400, **PHONE}),
+            ("streamcheck", CHECK_KEY, {}),
         )
     ]
+    KeysFile.model_validate(file)
 
 
 # The backend, LiteLLM and the engine ---------------------------------------------------------
