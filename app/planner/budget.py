@@ -10,6 +10,7 @@ CONNECT_SECONDS = 5  # every upstream is on this server or next to it
 FIRST_BYTE_SECONDS = 600  # a long prompt behind a full queue
 IDLE_SECONDS = 300  # engine silent in mid-answer: it hangs
 LONGEST_STREAM_SECONDS = 3600
+RESTART_WAIT_SECONDS = 120  # a request waits so long for an engine that is being restarted
 DRAIN_SECONDS = 60  # open streams get this long when a service is told to stop
 ENGINE_KEEPALIVE_SECONDS = 75  # vLLM closes idle connections after this (its default, 5, races)
 GATEWAY_READ_SECONDS = 290  # under the backend's, so that the hop nearest to the fault names it
@@ -28,6 +29,7 @@ def timeout_budget() -> dict[str, int]:
         "first_byte_seconds": FIRST_BYTE_SECONDS,
         "idle_seconds": IDLE_SECONDS,
         "longest_stream_seconds": LONGEST_STREAM_SECONDS,
+        "restart_wait_seconds": RESTART_WAIT_SECONDS,
         "drain_seconds": DRAIN_SECONDS,
         "engine_keepalive_seconds": ENGINE_KEEPALIVE_SECONDS,
         "gateway_read_seconds": GATEWAY_READ_SECONDS,
