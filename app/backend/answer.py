@@ -75,6 +75,7 @@ class GuardedAnswer(Response):
             await outlet.finish()
         else:
             self._exchange.ended = failure.ended
+            self._exchange.fault = failure.fault
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(last_words):
                     await self._end_badly(outlet, failure, scope, receive, send)

@@ -22,7 +22,8 @@ class ApiError(Exception):
 
     `status` is the HTTP status while the response has not begun; afterwards the same error goes
     out as an event. `ended` is the word for it in the request log. `payload` replaces the whole
-    JSON body (an error that the upstream already wrote in this shape).
+    JSON body (an error that the upstream already wrote in this shape). `fault` is what failed
+    behind the backend, in one word of a few, for the metrics.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class ApiError(Exception):
         ended: str = "refused",
         payload: bytes | None = None,
         not_reached: bool = False,
+        fault: str | None = None,
     ) -> None:
         super().__init__(message)
         # The request never got to an engine: it may be sent again.
@@ -44,6 +46,7 @@ class ApiError(Exception):
         self.status = status
         self.headers = dict(headers or {})
         self.ended = ended
+        self.fault = fault
         if payload is None:
             error = {"message": message, "type": kind, "param": param, "code": code}
             payload = json.dumps({"error": error}, separators=(",", ":")).encode("ascii")

@@ -173,7 +173,8 @@ class Relay(GuardedAnswer):
             if self._seen_first_byte
             else f"The model server did not begin to answer within {waited}."
         )
-        return gateway_error(504, message, ended="upstream_timeout")
+        fault = "idle_timeout" if self._seen_first_byte else "first_byte_timeout"
+        return gateway_error(504, message, ended="upstream_timeout", fault=fault)
 
     async def _pump(self, outlet: Outlet) -> None:
         """Ask the upstream and pass its answer on; raise ApiError when it fails."""
@@ -210,12 +211,12 @@ class Relay(GuardedAnswer):
             # Not needed any more: a stream may run for an hour and a prompt be megabytes long.
             self._body = b""
             if response.headers.get("Content-Encoding", "identity") != "identity":
-                raise gateway_error(502, "The model server compressed its answer unasked.")
+                raise _odd("The model server compressed its answer unasked.")
             if response.content_type == "text/event-stream":
                 self._as_events = True
                 await self._pass_events(response, outlet)
             elif outlet.started:
-                raise gateway_error(502, "The model server did not answer with a stream.")
+                raise _odd("The model server did not answer with a stream.")
             else:
                 self._as_events = False
                 await self._pass_whole(response, outlet)
@@ -253,7 +254,11 @@ class Relay(GuardedAnswer):
         elif self._is_complete:
             await outlet.finish()
         else:
-            raise gateway_error(502, "The model server ended the answer before it was complete.")
+            raise gateway_error(
+                502,
+                "The model server ended the answer before it was complete.",
+                fault="incomplete",
+            )
 
     async def _pass_whole(self, response: aiohttp.ClientResponse, outlet: Outlet) -> None:
         content_type = response.headers.get("Content-Type", "application/json").encode("latin-1")
@@ -291,9 +296,11 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
     if status in {401, 403, 407}:
         # It is our key that was refused, not the client's.
         log.error("the upstream refused the backend's own key: status %d", status)
-        return gateway_error(502, "The gateway is not allowed to use the model server.")
+        return gateway_error(
+            502, "The gateway is not allowed to use the model server.", fault="key_refused"
+        )
     if status < 400:
-        return gateway_error(502, f"The model server answered with status {status}.")
+        return _odd(f"The model server answered with status {status}.")
     body = bytearray()
     while len(body) <= _UPSTREAM_ERROR_BYTES and (data := await read_some(response)):
         body += data
@@ -309,7 +316,20 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
         ended="upstream_error" if status >= 500 else "refused",
         payload=payload,
         not_reached=status == 503 and code in _CODES_OF_NO_ENGINE,
+        fault=_fault_of(status, code),
     )
+
+
+def _odd(message: str) -> ApiError:
+    """Make the error for an answer that no engine should give."""
+    return gateway_error(502, message, fault="odd_answer")
+
+
+def _fault_of(status: int, code: object) -> str | None:
+    """Say which fault a status is; a request that was refused for its own sake is none."""
+    if status < 500:
+        return "busy" if status == 429 else None
+    return "unreachable" if code in _CODES_OF_NO_ENGINE else "engine_error"
 
 
 def _read_error(body: bytes) -> tuple[bytes | None, str | None, object]:

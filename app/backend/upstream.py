@@ -102,11 +102,16 @@ def translate(error: Exception) -> ApiError:
     """Say in plain words, without addresses, what became of the upstream."""
     if isinstance(error, aiohttp.ServerTimeoutError):
         return gateway_error(
-            504, "The model server did not accept the connection in time.", ended="upstream_timeout"
+            504,
+            "The model server did not accept the connection in time.",
+            ended="upstream_timeout",
+            fault="connect_timeout",
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return unavailable(
-            "The model server cannot be reached. Try again in a few seconds.", not_reached=True
+            "The model server cannot be reached. Try again in a few seconds.",
+            not_reached=True,
+            fault="unreachable",
         )
     return broken_off()
 
@@ -114,18 +119,26 @@ def translate(error: Exception) -> ApiError:
 def broken_off() -> ApiError:
     """Make the error for a connection that ended too early."""
     return gateway_error(
-        502, "The connection to the model server broke before the answer was complete."
+        502,
+        "The connection to the model server broke before the answer was complete.",
+        fault="broken_off",
     )
 
 
-def gateway_error(status: int, message: str, *, ended: str = "upstream_error") -> ApiError:
-    """Make the error for an upstream that failed us."""
+def gateway_error(
+    status: int, message: str, *, fault: str, ended: str = "upstream_error"
+) -> ApiError:
+    """Make the error for an upstream that failed us; `fault` says how, in one word."""
     code = "upstream_timeout" if ended == "upstream_timeout" else "upstream_error"
-    return ApiError(status, message, kind="server_error", code=code, ended=ended)
+    return ApiError(status, message, kind="server_error", code=code, ended=ended, fault=fault)
 
 
 def unavailable(
-    message: str, *, ended: str = "upstream_error", not_reached: bool = False
+    message: str,
+    *,
+    ended: str = "upstream_error",
+    not_reached: bool = False,
+    fault: str | None = None,
 ) -> ApiError:
     """Make the 503 that asks the client to come back shortly."""
     return ApiError(
@@ -136,4 +149,5 @@ def unavailable(
         headers={"retry-after": _RETRY_AFTER_SECONDS},
         ended=ended,
         not_reached=not_reached,
+        fault=fault,
     )

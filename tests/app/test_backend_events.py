@@ -142,6 +142,8 @@ def chunk(**fields):
         chunk(choices=[{"delta": {"tool_calls": [{"index": 0}]}}]),
         chunk(choices=[{"delta": {}, "finish_reason": "stop"}]),
         chunk(choices=[], usage={"completion_tokens": 1}),
+        chunk(choices=[{"text": "x", "finish_reason": None}]),
+        b"event: response.output_text.delta\n" + chunk(delta="x"),
     ],
 )
 def test_tokens_are_seen(stream):
@@ -161,6 +163,8 @@ def test_tokens_are_seen(stream):
         chunk(choices=[{"delta": {}, "finish_reason": "abort"}]),
         chunk(choices=[], usage={"completion_tokens": 0}),
         chunk(choices="x", usage=[]),
+        chunk(choices=[{"text": "", "finish_reason": None}]),
+        b"event: response.output_text.delta\n" + chunk(delta=""),
     ],
 )
 def test_signs_of_life_are_not_tokens(stream):

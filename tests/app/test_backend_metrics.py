@@ -210,3 +210,82 @@ async def test_the_service_does_without_the_port(start_backend, upstream, logs):
 async def test_metrics_are_not_on_the_services_own_listener(start_backend):
     port = start_backend(metrics_ports={"a": free_port()}).port
     assert (await ask(port, "GET", "/metrics")).status == 404
+
+
+async def breaks_off(request, answer):
+    await answer.head()
+    await answer.chunk(ROLE + token("a"))
+    answer.reset()
+
+
+async def ends_early(request, answer):
+    await answer.head()
+    await answer.chunk(ROLE + token("a"))
+    await answer.end()
+
+
+async def falls_silent(request, answer):
+    await answer.head()
+    await answer.chunk(ROLE + token("a"))
+    await asyncio.sleep(60)
+
+
+async def never_begins(request, answer):
+    await asyncio.sleep(60)
+
+
+async def is_broken(request, answer):
+    await answer.whole(b"{}", status=500)
+
+
+async def wants_another_key(request, answer):
+    await answer.whole(b"{}", status=401)
+
+
+async def finds_a_mistake(request, answer):
+    await answer.whole(b"{}", status=400)
+
+
+@pytest.mark.parametrize(
+    ("script", "fault"),
+    [
+        (breaks_off, "broken_off"),
+        (ends_early, "incomplete"),
+        (falls_silent, "idle_timeout"),
+        (never_begins, "first_byte_timeout"),
+        (is_broken, "engine_error"),
+        (wants_another_key, "key_refused"),
+        (finds_a_mistake, None),
+    ],
+)
+async def test_what_failed_behind_is_named(start_backend, upstream, logs, script, fault):
+    upstream.script = script
+    scraped = free_port()
+    limits = {"idle_timeout_seconds": 0.3, "first_byte_timeout_seconds": 0.3}
+    port = start_backend(metrics_ports={"a": scraped}, **limits).port
+    await ask(port, "POST", CHAT, chat())
+    line = await logs.next_request()
+    assert line["fault"] == fault
+    seen = await scrape(scraped)
+    found = {k: v for k, v in seen.items() if k.startswith("millrace_upstream_errors")}
+    wanted = {f'millrace_upstream_errors_total{{kind="{fault}"}}': 1} if fault else {}
+    assert found == wanted
+
+
+async def test_an_engine_that_is_not_there_is_waited_for_and_named(start_backend, upstream, logs):
+    await upstream.stop()
+    scraped = free_port()
+    port = start_backend(metrics_ports={"a": scraped}, restart_wait_seconds=3).port
+    asked = asyncio.create_task(ask(port, "POST", CHAT, chat()))
+    waiting = 'millrace_waiting_requests{what="engine"}'
+    for _ in range(50):
+        if (await scrape(scraped))[waiting]:
+            break
+        await asyncio.sleep(0.05)
+    else:
+        pytest.fail("nobody waits")
+    await asked
+    seen = await scrape(scraped)
+    assert seen[waiting] == 0
+    assert seen['millrace_wait_seconds_count{what="engine"}'] == 1
+    assert seen['millrace_upstream_errors_total{kind="unreachable"}'] == 1
