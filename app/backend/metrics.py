@@ -109,6 +109,10 @@ class Metrics:
         """Take an exchange into the count of those in hand; `end` must follow."""
         self._open.add(exchange)
 
+    def active_streams(self) -> int:
+        """Return how many streams are in hand."""
+        return sum(exchange.stream for exchange in self._open)
+
     def pace(self) -> Pace:
         """Return what notes when the pieces of one stream go out."""
         return Pace(self._gaps)

@@ -10,6 +10,7 @@ from backend.emitter import Emitter
 from backend.exchange import exchange_of
 from backend.openai_routes import add_openai_routes
 from backend.services import NO_STORE, NoResponse, Services, body_of
+from backend.status import add_status_route
 
 
 def make_router(services: Services) -> APIRouter:
@@ -18,6 +19,7 @@ def make_router(services: Services) -> APIRouter:
     emitter = Emitter(services.settings)
     emission_openapi = {"parameters": query_openapi()}
     add_openai_routes(router, services)
+    add_status_route(router, services)
 
     @router.get("/healthz", include_in_schema=False)
     async def healthz() -> JSONResponse:

@@ -76,6 +76,8 @@ class Settings(Strict):
     ready_max_age_seconds: Seconds = 60
     # What the hardware guard found at boot and before each start of an engine; there may be none.
     hardware_reports: Path = Path("/run/millrace/hardware")
+    # What the stream check leaves for GET /v1/status; there may be none.
+    streamcheck_summary: Path = Path("/var/lib/millrace-streamcheck/summary.json")
     # Where each instance serves /metrics on loopback, by MILLRACE_INSTANCE; empty serves none.
     metrics_ports: dict[str, Annotated[int, Field(ge=1, le=65_535)]] = {}
     # A request waits so long for an engine or gateway that is being restarted; 0: not at all.

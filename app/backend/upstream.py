@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
@@ -17,6 +19,7 @@ UPSTREAM_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeErr
 
 # aiohttp stops reading from the socket at twice this: what a slow client can make us hold.
 _READ_BUFFER_BYTES = 64 * 1024
+_LIVENESS_PATH = "/health/liveliness"
 _RETRY_AFTER_SECONDS = "5"
 
 
@@ -56,6 +59,21 @@ class Upstream:
         """Close the session and every connection of it."""
         if self._session is not None:
             await self._session.close()
+
+    async def gateway_failure(self, timeout_seconds: float) -> str | None:
+        """Ask whether LiteLLM lives; return None if it does, else why not, in plain words."""
+        assert self._session is not None, "open() comes first"
+        url = urljoin(self._settings.upstream_url, _LIVENESS_PATH)
+        try:
+            async with (
+                asyncio.timeout(timeout_seconds),
+                self._session.get(url, allow_redirects=False) as response,
+            ):
+                return None if response.status == 200 else f"it answers {response.status}"
+        except TimeoutError:
+            return f"it gave no answer within {timeout_seconds:g} seconds"
+        except UPSTREAM_ERRORS:
+            return "it cannot be reached"
 
     @asynccontextmanager
     async def post(

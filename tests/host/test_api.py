@@ -153,6 +153,26 @@ def test_metrics_are_for_this_server_alone(engine: Server) -> None:
         assert outside.connect_ex((engine.address, port)) != 0
 
 
+def test_status_tells_of_every_hop_and_of_the_last_check(engine: Server) -> None:
+    assert get(engine, "/v1/status")[0] == 401
+    engine.run("systemctl start millrace-streamcheck", check=False, timeout=900)
+    code, headers, body = get(engine, "/v1/status", engine.key)
+    assert code == 200
+    assert headers["cache-control"] == "no-store"
+    told = json.loads(body)
+    assert told["ready"] is True
+    assert [(hop["name"], hop["state"]) for hop in told["hops"]] == [
+        ("nginx", "ok"), ("backend", "ok"), ("litellm", "ok"), ("vllm", "ok"),
+    ]  # fmt: skip
+    check = told["streamcheck"]
+    assert check["when"]
+    assert [hop["name"] for hop in check["hops"]][-3:] == ["litellm", "backend", "nginx"]
+    for hop in check["hops"]:
+        assert 20 < len(hop["reads"]) <= 200
+        assert hop["median_gap_ms"] > 0
+    figure(f"/v1/status is {len(body)} bytes")
+
+
 def test_the_edges_own_refusals_are_json(server: Server) -> None:
     code, headers, body = get(server, "/nothing-here")
     assert code == 404

@@ -309,7 +309,8 @@ def test_the_last_results_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         keep.keep(tmp_path, told)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["latest.html", "latest.json", "other", "report-2026-11-25T020000.json",
-                     "report-2026-11-25T030000.json", "report-2026-11-25T040000.json"]  # fmt: skip
+                     "report-2026-11-25T030000.json", "report-2026-11-25T040000.json",
+                     "summary.json"]  # fmt: skip
 
 
 def test_h2_is_asked_where_it_is_offered(
