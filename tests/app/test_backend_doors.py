@@ -149,6 +149,7 @@ async def test_the_openapi_document_is_there_for_those_with_a_key(port):
         "/v1/models",
         "/v1/models/{model_id}",
         "/v1/session",
+        "/v1/status",
         "/v1/streamcheck",
     }
 
