@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 from collections.abc import AsyncIterator
 
@@ -19,6 +20,7 @@ from backend.exchange import Exchanges
 from backend.key_files import KeyFiles
 from backend.keys import KeyRing
 from backend.metrics import Metrics
+from backend.metrics_server import INSTANCE_VARIABLE
 from backend.readiness import Readiness
 from backend.routes import make_router
 from backend.service_manager import managed
@@ -26,6 +28,10 @@ from backend.services import Services
 from backend.session_routes import make_session_router
 from backend.sessions import Sessions
 from backend.settings import Settings, read_credential
+from backend.streams.access import StreamAccess
+from backend.streams.peers import Peers, tag_of
+from backend.streams.registry import Streams
+from backend.streams.routes import make_stream_router
 from backend.upstream import Upstream
 
 # Longer than a relay's last words take, see relay.py.
@@ -38,14 +44,17 @@ _FIRST_LOOK_SECONDS = 3.0
 def build(settings: Settings) -> ASGIApp:
     """Return the application; raises ConfigError for a bad keys file or credential.
 
-    From the outside in: Exchanges (request id, log) -> Authenticate -> FastAPI (errors, routes)
-    -> Relay. The outer two are pure ASGI and wrap no body.
+    From the outside in: Exchanges (request id, log) -> Peers (streams that live elsewhere) ->
+    Authenticate -> FastAPI (errors, routes) -> Relay. The outer three are pure ASGI and wrap no
+    body.
     """
+    instance = os.environ.get(INSTANCE_VARIABLE, "")
     keys = KeyRing(KeyFiles(settings.keys_file, settings.issued_keys_file))
     doors = Doors(settings.wrong_keys_per_minute)
     sessions = Sessions(_session_secret(settings), settings.session_seconds, keys)
     upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
     readiness = Readiness(settings, upstream)
+    streams = Streams(settings, tag_of(instance))
     metrics = Metrics()
     metrics.watch_tokens(readiness.token_age)
 
@@ -62,8 +71,10 @@ def build(settings: Settings) -> ASGIApp:
         # time; they still have to tell their clients so, and the bytes have to leave.
         await exchanges.drained(_LAST_WORDS_SECONDS)
         await asyncio.sleep(_FLUSH_SECONDS)
+        streams.close()
         watch.cancel()
         await asyncio.wait({watch})
+        await peers.close()
         await upstream.close()
 
     # No docs pages; /openapi.json lies behind the keys like everything else.
@@ -76,7 +87,10 @@ def build(settings: Settings) -> ASGIApp:
     )
     app.include_router(make_router(services))
     app.include_router(make_session_router(settings, keys, doors, sessions))
-    exchanges = Exchanges(Authenticate(app, keys, doors, [sessions.find]), metrics)
+    app.include_router(make_stream_router(services, streams))
+    ways = [StreamAccess(streams, keys).find, sessions.find]
+    peers = Peers(Authenticate(app, keys, doors, ways), settings, instance)
+    exchanges = Exchanges(peers, metrics)
     return exchanges
 
 

@@ -87,6 +87,19 @@ class Settings(Strict):
     extra_fields: list[PlainName] = []
     # Answers that one request may ask for: its prompts times `n`.
     most_choices: Annotated[int, Field(ge=1, le=1024)] = 8
+    # What one chat stream keeps for readers that come back, and what all of them keep together. A
+    # quarter may be events that nobody has had yet; then the engine waits. A token takes about 300.
+    stream_buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 30)] = 8 * 1024 * 1024
+    streams_buffer_bytes: Annotated[int, Field(ge=4096, le=1 << 36)] = 256 * 1024 * 1024
+    # A chat stream is aborted when nobody has read it for so long: a tunnel, a reload.
+    stream_grace_seconds: Seconds = 30
+    # After its end it can be asked for again for so long, while there are not too many of them.
+    stream_linger_seconds: Seconds = 300
+    streams_kept_per_key: Annotated[int, Field(ge=1, le=100_000)] = 64
+    streams_kept: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    # Where each instance listens for the others, by MILLRACE_INSTANCE: who asks for a stream that
+    # lives in one that drains is passed on to it.
+    stream_peers: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")], Path] = {}
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     workers: Annotated[int, Field(ge=1, le=256)] = 1

@@ -89,7 +89,7 @@ class Connection:
             self._ended = self._left == 0
         else:
             self._left = None
-            self._ended = False
+            self._ended = self.status == 204
         return self.status
 
     async def read(self) -> bytes:

@@ -151,6 +151,9 @@ async def test_the_openapi_document_is_there_for_those_with_a_key(port):
         "/v1/session",
         "/v1/status",
         "/v1/streamcheck",
+        "/v1/chat/streams",
+        "/v1/chat/streams/{stream_id}",
+        *(f"/v1/chat/streams/{{stream_id}}/{end}" for end in ("events", "poll", "stop", "ticket")),
     }
 
 
