@@ -143,6 +143,21 @@ def test_every_notified_handler_exists(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
+def test_systemd_is_told_of_every_unit_that_is_written(role: str) -> None:
+    """Otherwise it goes on with the old one until something else reloads it."""
+    told = {
+        handler["name"]
+        for handler in tasks(role, "handlers")
+        if handler.get("ansible.builtin.systemd_service", {}).get("daemon_reload")
+    }
+    for found in tasks(role, "tasks"):
+        written = found.get("ansible.builtin.template") or found.get("ansible.builtin.copy")
+        destinations = str((written or {}).get("dest", "")) + str(found.get("loop", ""))
+        if written and "/etc/systemd/system/" in destinations:
+            assert found.get("notify") in told, found["name"]
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_every_file_of_tasks_is_used(role: str) -> None:
     text = "".join(f.read_text() for f in sorted((ROOT / "roles").rglob("tasks/*.yml")))
     sources = [o.removesuffix(".yml") for o in re.findall(r"[\w{}. ]+\.yml", text)]
