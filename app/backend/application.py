@@ -29,9 +29,12 @@ from backend.session_routes import make_session_router
 from backend.sessions import Sessions
 from backend.settings import Settings, read_credential
 from backend.streams.access import StreamAccess
+from backend.streams.buffer import Pool
 from backend.streams.peers import Peers, tag_of
+from backend.streams.redis_store import RedisStore
 from backend.streams.registry import Streams
 from backend.streams.routes import make_stream_router
+from backend.streams.store import StreamStore
 from backend.upstream import Upstream
 
 # Longer than a relay's last words take, see relay.py.
@@ -54,13 +57,16 @@ def build(settings: Settings) -> ASGIApp:
     sessions = Sessions(_session_secret(settings), settings.session_seconds, keys)
     upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
     readiness = Readiness(settings, upstream)
-    streams = Streams(settings, tag_of(instance))
+    pool = Pool(settings.streams_buffer_bytes)
+    store = RedisStore(settings, pool) if "redis" in settings.store_url else StreamStore()
+    streams = Streams(settings, tag_of(instance), pool, store)
     metrics = Metrics()
     metrics.watch_tokens(readiness.token_age)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await upstream.open()
+        await store.open()
         watch = asyncio.create_task(readiness.keep_watch())
         if managed():
             # Another instance may be serving until we do: /readyz shall not say no in between.
@@ -71,6 +77,7 @@ def build(settings: Settings) -> ASGIApp:
         # time; they still have to tell their clients so, and the bytes have to leave.
         await exchanges.drained(_LAST_WORDS_SECONDS)
         await asyncio.sleep(_FLUSH_SECONDS)
+        await store.close()
         streams.close()
         watch.cancel()
         await asyncio.wait({watch})

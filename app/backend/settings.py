@@ -97,6 +97,11 @@ class Settings(Strict):
     stream_linger_seconds: Seconds = 300
     streams_kept_per_key: Annotated[int, Field(ge=1, le=100_000)] = 64
     streams_kept: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    # Where what several backends share is kept: memory:// for one; redis://…, rediss://… or
+    # redis+unix://… (Valkey as well). Chat streams then outlive the backend that makes them.
+    store_url: Annotated[
+        str, StringConstraints(pattern=r"^(memory://|(rediss?|redis\+unix)://\S+)$")
+    ] = "memory://"
     # Where each instance listens for the others, by MILLRACE_INSTANCE: who asks for a stream that
     # lives in one that drains is passed on to it.
     stream_peers: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")], Path] = {}

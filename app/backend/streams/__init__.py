@@ -5,5 +5,6 @@
                            client           events      numbered    long poll
 
 `registry.py` knows the streams of this process and ends those that nobody reads; `tickets.py` lets
-a native EventSource in, which can send no key.
+a native EventSource in, which can send no key; `peers.py` passes on what is asked about a stream of
+the other instance; `store.py` and `redis_store.py` keep streams beyond their process.
 """

@@ -62,7 +62,7 @@ class Pool:
 
 
 class EventBuffer:
-    """Numbers events from 1 on and keeps them for readers that come and come back.
+    """Numbers events (from `first` on) and keeps them for readers that come and come back.
 
     One producer appends; any number of readers ask for what is behind the id they know. An event
     is *sent* when any reader has had it. Above `limit_bytes` the oldest sent events are dropped;
@@ -73,12 +73,12 @@ class EventBuffer:
     then a blank line.
     """
 
-    def __init__(self, limit_bytes: int, pool: Pool) -> None:
+    def __init__(self, limit_bytes: int, pool: Pool, *, first: int = 1) -> None:
         self._limit = limit_bytes
         self._pool = pool
         self._frames: list[bytes] = []
-        self._first = 1
-        self._sent = 0
+        self._first = first
+        self._sent = first - 1
         self._sent_bytes = 0
         self._unsent_bytes = 0
         self._readers: set[asyncio.Future[None]] = set()
@@ -106,9 +106,7 @@ class EventBuffer:
     def append(self, data: bytes) -> None:
         """Add one event; never waits."""
         number = self._first + len(self._frames)
-        if b"\n" in data:
-            data = data.replace(b"\n", b"\ndata: ")
-        frame = b"id: %d\ndata: %b\n\n" % (number, data)
+        frame = frame_of(number, data)
         self._frames.append(frame)
         size = len(frame) + _OVERHEAD_BYTES
         self._unsent_bytes += size
@@ -143,6 +141,13 @@ class EventBuffer:
 
         They count as sent. Raises EventsGoneError when the next one has been dropped.
         """
+        frames = self.peek(after, most_bytes)
+        if after + len(frames) > self._sent:
+            self._mark_sent(after + len(frames))
+        return frames
+
+    def peek(self, after: int, most_bytes: int) -> list[bytes]:
+        """Return what read() would, for someone who is no reader."""
         start = after + 1 - self._first
         if start < 0:
             raise EventsGoneError
@@ -153,8 +158,6 @@ class EventBuffer:
             if size > most_bytes:
                 break
             frames.append(self._frames[index])
-        if after + len(frames) > self._sent:
-            self._mark_sent(after + len(frames))
         return frames
 
     async def news(self, after: int) -> None:
@@ -216,6 +219,18 @@ class EventBuffer:
             # One that was cancelled, or told already, has yet to take itself out.
             with contextlib.suppress(asyncio.InvalidStateError):
                 told.set_result(None)
+
+
+def frame_of(number: int, data: bytes) -> bytes:
+    """Return the form in which an event goes out."""
+    if b"\n" in data:
+        data = data.replace(b"\n", b"\ndata: ")
+    return b"id: %d\ndata: %b\n\n" % (number, data)
+
+
+def id_of(frame: bytes) -> int:
+    """Return the number of the event that `frame` is the form of."""
+    return int(frame[4 : frame.index(b"\n")])
 
 
 def data_of(frame: bytes) -> bytes:

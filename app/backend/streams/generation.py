@@ -10,7 +10,7 @@ from starlette.types import Message
 
 from backend.errors import ApiError
 from backend.streams.parser import EventParser
-from backend.streams.registry import ChatStream
+from backend.streams.stream import ChatStream
 from backend.upstream import gateway_error
 
 _DONE = b"[DONE]"

@@ -14,8 +14,9 @@ from backend.errors import ApiError
 from backend.exchange import Exchange
 from backend.outlet import Outlet
 from backend.settings import Settings
-from backend.streams.buffer import EventsGoneError, data_of
-from backend.streams.registry import ChatStream, Streams
+from backend.streams.buffer import EventsGoneError, data_of, id_of
+from backend.streams.registry import Streams
+from backend.streams.stream import ChatStream
 
 # An EventSource waits three seconds by default before it comes back.
 _RETRY = b"retry: 1000\n\n"
@@ -58,7 +59,7 @@ class EventsAnswer(GuardedAnswer):
         await outlet.start_events(_CONTENT_TYPE)
         await outlet.write(_RETRY, between_events=True)
         await self._pass_events(outlet)
-        await outlet.finish()
+        await outlet.finish(b"".join(self._stream.last_words()))
 
     async def _pass_events(self, outlet: Outlet) -> None:
         buffer = self._stream.buffer
@@ -115,14 +116,16 @@ class PollAnswer(Response):
             except EventsGoneError:
                 await events_gone().response()(scope, receive, send)
                 return
-            last = self._after + len(frames)
+            ended = buffer.ended and self._after + len(frames) >= buffer.last_id
+            if ended:
+                frames = frames + self._stream.last_words()
             body = {
                 "events": [
                     # As an EventSource decodes it.
-                    {"id": number, "data": data_of(frame).decode("utf-8", "replace")}
-                    for number, frame in enumerate(frames, self._after + 1)
+                    {"id": id_of(frame), "data": data_of(frame).decode("utf-8", "replace")}
+                    for frame in frames
                 ],
-                "ended": buffer.ended and last >= buffer.last_id,
+                "ended": ended,
             }
             answer = Response(
                 json.dumps(body, separators=(",", ":")),

@@ -5,58 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import time
 from collections.abc import Iterator
 
 from backend.errors import ApiError
-from backend.keys import Key
 from backend.settings import Settings
 from backend.streams.buffer import EventBuffer, Pool
-from backend.streams.tickets import Passes
+from backend.streams.store import StreamStore
+from backend.streams.stream import ChatStream
 
 _ID_BYTES = 16
-
-
-class ChatStream:
-    """One generation and what is kept of it: who made it, its events, who reads them.
-
-    `outcome` is None while it runs, then the word for how it ended: complete, stopped, abandoned,
-    or what the request log calls the failure.
-    """
-
-    def __init__(self, stream_id: str, key: Key, model: str, buffer: EventBuffer) -> None:
-        self.id = stream_id
-        self.key = key
-        self.model = model
-        self.created = int(time.time())
-        self.buffer = buffer
-        self.passes = Passes(stream_id)
-        self.outcome: str | None = None
-        # Why the generation is to end before its time: stopped or abandoned.
-        self.wanted_end: str | None = None
-        self.readers = 0
-        # Set when the generation is to end, and when it has.
-        self.left = asyncio.Event()
-        self.over = asyncio.Event()
-        self.timer: asyncio.TimerHandle | None = None
-
-    def leave(self, reason: str) -> None:
-        """Have the generation end; the first reason counts."""
-        if self.wanted_end is None:
-            self.wanted_end = reason
-        self.left.set()
-
-    def describe(self) -> dict[str, object]:
-        """Return what GET on the stream says."""
-        return {
-            "id": self.id,
-            "object": "chat.stream",
-            "created": self.created,
-            "model": self.model,
-            "last_event_id": self.buffer.last_id,
-            "ended": self.outcome is not None,
-            "outcome": self.outcome,
-        }
 
 
 class Streams:
@@ -67,21 +24,23 @@ class Streams:
     for each key; the oldest go first.
     """
 
-    def __init__(self, settings: Settings, tag: str = "") -> None:
+    def __init__(self, settings: Settings, tag: str, pool: Pool, store: StreamStore) -> None:
         self._settings = settings
+        self._pool = pool
+        self._store = store
         # In front of every id, so that another process can tell whose it is.
         self._tag = tag
-        self._pool = Pool(settings.streams_buffer_bytes)
         self._streams: dict[str, ChatStream] = {}
         # In the order in which they ended.
         self._ended: dict[str, ChatStream] = {}
 
-    def create(self, key: Key, model: str) -> ChatStream:
+    def create(self, key_name: str, model: str) -> ChatStream:
         """Make a stream; whoever runs it must call finish()."""
         stream_id = self._tag + secrets.token_hex(_ID_BYTES)
         buffer = EventBuffer(self._settings.stream_buffer_bytes, self._pool)
-        stream = ChatStream(stream_id, key, model, buffer)
+        stream = ChatStream(stream_id, key_name, model, buffer)
         self._streams[stream_id] = stream
+        self._store.keep(stream)
         self._await_reader(stream)
         return stream
 
@@ -89,10 +48,10 @@ class Streams:
         """Return the stream, whoever asks."""
         return self._streams.get(stream_id)
 
-    def find(self, stream_id: str, key_name: str | None) -> ChatStream:
+    async def find(self, stream_id: str, key_name: str | None) -> ChatStream:
         """Return the stream; raise ApiError 404 also for those that it does not belong to."""
-        stream = self._streams.get(stream_id)
-        if stream is None or stream.key.name != key_name:
+        stream = self._streams.get(stream_id) or await self._load(stream_id)
+        if stream is None or stream.key_name != key_name:
             raise ApiError(
                 404,
                 "There is no such stream. It may have ended some time ago, or belong to another "
@@ -101,17 +60,29 @@ class Streams:
             )
         return stream
 
+    async def _load(self, stream_id: str) -> ChatStream | None:
+        loaded = await self._store.load(stream_id)
+        if loaded is None:
+            return None
+        stream = self._streams.setdefault(stream_id, loaded)
+        if stream is loaded:
+            self._await_reader(stream)
+        else:
+            # Two asked at once.
+            loaded.buffer.discard()
+        return stream
+
     @contextlib.contextmanager
     def reading(self, stream: ChatStream) -> Iterator[None]:
         """Keep the stream alive while somebody reads."""
         stream.readers += 1
-        if stream.outcome is None:
+        if stream.replica or stream.outcome is None:
             _cancel(stream)
         try:
             yield
         finally:
             stream.readers -= 1
-            if not stream.readers and stream.outcome is None:
+            if not stream.readers and (stream.replica or stream.outcome is None):
                 self._await_reader(stream)
 
     def finish(self, stream: ChatStream, outcome: str) -> None:
@@ -127,10 +98,16 @@ class Streams:
             grace = 0
         stream.timer = loop.call_later(grace, self._linger, stream, grace)
         self._ended[stream.id] = stream
-        self._forget_oldest(stream.key.name)
+        self._forget_oldest(stream.key_name)
 
     def forget(self, stream: ChatStream) -> None:
         """Drop a stream and all that is kept of it."""
+        self._release(stream)
+        if not stream.replica:
+            self._store.drop(stream)
+
+    def _release(self, stream: ChatStream) -> None:
+        """Drop what this process holds of a stream."""
         _cancel(stream)
         stream.over.set()
         stream.buffer.discard()
@@ -138,14 +115,17 @@ class Streams:
         self._ended.pop(stream.id, None)
 
     def close(self) -> None:
-        """Forget every stream; the timers end with it."""
+        """Let go of every stream; the timers end with it."""
         for stream in list(self._streams.values()):
-            self.forget(stream)
+            self._release(stream)
 
     def _await_reader(self, stream: ChatStream) -> None:
         loop = asyncio.get_running_loop()
         grace = self._settings.stream_grace_seconds
-        stream.timer = loop.call_later(grace, stream.leave, "abandoned")
+        if stream.replica:
+            stream.timer = loop.call_later(grace, self._release, stream)
+        else:
+            stream.timer = loop.call_later(grace, stream.leave, "abandoned")
 
     def _linger(self, stream: ChatStream, waited: float) -> None:
         stream.buffer.unwanted = not stream.readers
@@ -161,7 +141,7 @@ class Streams:
             self.forget(stream)
 
     def _forget_oldest(self, key_name: str) -> None:
-        own = [stream for stream in self._ended.values() if stream.key.name == key_name]
+        own = [stream for stream in self._ended.values() if stream.key_name == key_name]
         for stream in own[: -self._settings.streams_kept_per_key]:
             self.forget(stream)
         while len(self._ended) > self._settings.streams_kept:

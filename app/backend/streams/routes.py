@@ -24,8 +24,9 @@ from backend.streams.openapi import (
     create_body,
 )
 from backend.streams.reading import EventsAnswer, PollAnswer, events_gone
-from backend.streams.registry import ChatStream, Streams
+from backend.streams.registry import Streams
 from backend.streams.start import StreamStart
+from backend.streams.stream import ChatStream
 from backend.streams.tickets import TICKET_SECONDS
 
 ROOT = "/v1/chat/streams"
@@ -47,8 +48,8 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
     settings = services.settings
     router = APIRouter(redirect_slashes=False)
 
-    def find(request: Request, stream_id: str) -> ChatStream:
-        return streams.find(stream_id, exchange_of(request.scope).key_name)
+    async def find(request: Request, stream_id: str) -> ChatStream:
+        return await streams.find(stream_id, exchange_of(request.scope).key_name)
 
     @router.post(
         ROOT,
@@ -62,20 +63,23 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         body = await body_of(request, settings)
         if body is None:
             return NoResponse()
-        exchange = exchange_of(request.scope)
-        checked = services.parser.parse(
-            body, CHAT, models=key_of(request.scope).models, stream=True
-        )
+        exchange, key = exchange_of(request.scope), key_of(request.scope)
+        checked = services.parser.parse(body, CHAT, models=key.models, stream=True)
         relay = await services.answer(exchange, CHAT, checked)
-        stream = streams.create(key_of(request.scope), checked.model)
+        stream = streams.create(key.name, checked.model)
         return StreamStart(
-            settings=settings, streams=streams, stream=stream, exchange=exchange, relay=relay
+            settings=settings,
+            streams=streams,
+            stream=stream,
+            exchange=exchange,
+            key_id=key.id,
+            relay=relay,
         )
 
     @router.get(_ONE, responses=answers({200: DESCRIPTION}, 404))
     async def describe(request: Request, stream_id: StreamId) -> JSONResponse:
         """Tell how far a stream is, and how it ended."""
-        return JSONResponse(find(request, stream_id).describe(), headers=NO_STORE)
+        return JSONResponse((await find(request, stream_id)).describe(), headers=NO_STORE)
 
     @router.get(
         _ONE + "/events",
@@ -90,10 +94,11 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         ticket: Ticket = None,
     ) -> Response:
         """Send the events behind the last one known; the header counts more than `after`."""
-        stream = find(request, stream_id)
+        stream = await find(request, stream_id)
         known = int(last_event_id or after or 0)
-        if stream.buffer.ended and known >= stream.buffer.last_id:
+        if stream.knows_all(known):
             return Response(status_code=204, headers=NO_STORE)
+        known = stream.cursor(known)
         _check_known(stream, known)
         exchange = exchange_of(request.scope)
         exchange.model = stream.model
@@ -119,15 +124,15 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         ticket: Ticket = None,
     ) -> Response:
         """Return the events behind `after`, waiting up to `wait` seconds for the first."""
-        stream = find(request, stream_id)
-        known = int(after or 0)
+        stream = await find(request, stream_id)
+        known = stream.cursor(int(after or 0))
         _check_known(stream, known)
         return PollAnswer(streams=streams, stream=stream, after=known, wait_seconds=wait)
 
     @router.post(_ONE + "/stop", responses=answers({200: STOPPED}, 403, 404))
     async def stop(request: Request, stream_id: StreamId) -> JSONResponse:
         """End the generation and free the engine; what was made is kept for a while."""
-        stream = find(request, stream_id)
+        stream = await find(request, stream_id)
         stream.leave("stopped")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOP_SECONDS):
@@ -138,7 +143,7 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
     @router.post(_ONE + "/ticket", responses=answers({200: TICKET}, 403, 404))
     async def ticket(request: Request, stream_id: StreamId) -> JSONResponse:
         """Give out a ticket, with which an EventSource may read this stream without a key."""
-        passes = find(request, stream_id).passes
+        passes = (await find(request, stream_id)).passes
         body = {
             "ticket": passes.ticket(key_of(request.scope).id),
             "ticket_expires_in": TICKET_SECONDS,

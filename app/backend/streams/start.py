@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from backend.exchange import Exchange
 from backend.settings import Settings
 from backend.streams.generation import Generation, Whole
-from backend.streams.registry import ChatStream, Streams
+from backend.streams.registry import Streams
+from backend.streams.stream import ChatStream
 from backend.streams.tickets import TICKET_SECONDS
 
 # Refusals (limits, what the engine does not take) come within milliseconds and are real status
@@ -36,12 +37,14 @@ class StreamStart(Response):
         streams: Streams,
         stream: ChatStream,
         exchange: Exchange,
+        key_id: str,
         relay: ASGIApp,
     ) -> None:
         super().__init__()
         self._streams = streams
         self._stream = stream
         self._exchange = exchange
+        self._key_id = key_id
         self._relay = relay
         self._generation = Generation(stream, settings.stream_buffer_bytes // 2, self._finish)
         self._server_send = exchange.server_send
@@ -94,7 +97,7 @@ class StreamStart(Response):
                 "created": stream.created,
                 "model": stream.model,
                 "events": f"/v1/chat/streams/{stream.id}/events",
-                "ticket": stream.passes.ticket(stream.key.id),
+                "ticket": stream.passes.ticket(self._key_id),
                 "ticket_expires_in": TICKET_SECONDS,
             },
             separators=(",", ":"),
