@@ -39,6 +39,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     # Both are in dev, which must agree with either.
     "backend": ("controller",),
     "dev": ("controller", "backend"),
+    "clients": (),
     "litellm": (),
     "vllm-cpu": (),
     "vllm-cuda": (),

@@ -206,7 +206,7 @@ class Relay(GuardedAnswer):
         ) as response:
             self._response = response
             if not 200 <= response.status < 300:
-                raise await _refusal(response)
+                raise await _refusal(response, self._api)
             self._restart.close()
             # Not needed any more: a stream may run for an hour and a prompt be megabytes long.
             self._body = b""
@@ -290,7 +290,7 @@ class Relay(GuardedAnswer):
         return data
 
 
-async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
+async def _refusal(response: aiohttp.ClientResponse, api: Api) -> ApiError:
     """Make the error to pass on from an upstream answer that is not a success."""
     status = response.status
     if status in {401, 403, 407}:
@@ -308,6 +308,13 @@ async def _refusal(response: aiohttp.ClientResponse) -> ApiError:
     if retry_after := response.headers.get("Retry-After"):
         headers["retry-after"] = retry_after
     payload, message, code = _read_error(bytes(body))
+    if status == 404 and payload is None:
+        # The engine's own 404 for a model has OpenAI's shape: this is one for the path.
+        return ApiError(
+            404,
+            f"The model that serves here has no {api.path}.",
+            code="unsupported_endpoint",
+        )
     return ApiError(
         status,
         message or f"The model server answered with status {status}.",

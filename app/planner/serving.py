@@ -30,6 +30,18 @@ RECITAL_CONFIG = {
     "num_attention_heads": 2, "vocab_size": 704, "max_position_embeddings": 16384,
 }  # fmt: skip
 """Its dimensions, which the plan needs before roles/vllm/files/recital/build.py has made it."""
+RECITAL_ARGUMENTS = {
+    # It has no mind to call a tool: it does when it is made to. And it would take the white space
+    # that JSON allows for the beginning of its text, and never come to an end.
+    "enable-auto-tool-choice": True,
+    "tool-call-parser": "hermes",
+    "structured-outputs-config": '{"backend": "xgrammar", "disable_any_whitespace": true}',
+}
+RECITAL_ENVIRONMENT = {
+    "RECITAL_STEP_MILLISECONDS": str(RECITAL_STEP_MILLISECONDS),
+    # Else a tool that must be called is held to its name alone, and may get null for arguments.
+    "VLLM_ENFORCE_STRICT_TOOL_CALLING": "0",
+}
 CPU_SEQUENCES = 64
 CPU_BATCHED_TOKENS = 4096
 """vLLM's default on a processor; only windows' layers ask."""
@@ -241,6 +253,9 @@ def _engine(
     elif settings["device"] == "cpu":
         # Compiling for the CPU wants a C++ compiler on the server and minutes at every start.
         arguments["enforce-eager"] = True
+        # Being eager, vLLM still compiles parts of its sampler at their first use: without a
+        # compiler one request for log probabilities would end the engine.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
         arguments["kv-cache-memory-bytes"] = int(settings["kv_cache_mib"]) * 1024 * 1024
         arguments["max-num-seqs"] = int(settings.get("max_num_seqs") or 0) or CPU_SEQUENCES
         if int(settings.get("max_model_len") or 0):
@@ -248,8 +263,9 @@ def _engine(
     if model["source"] == "builtin":
         # The tiny model would be done before anyone saw it stream: recital_pace.py slows it down.
         arguments["logits-processors"] = ["recital_pace:Pace"]
-        environment["RECITAL_STEP_MILLISECONDS"] = str(RECITAL_STEP_MILLISECONDS)
         environment["PYTHONPATH"] = f"{ENGINE_DIR}:{RECITAL_DIR}"
+        environment.update(RECITAL_ENVIRONMENT)
+        arguments.update(RECITAL_ARGUMENTS)
     arguments.update(settings.get("engine_arguments") or {})
     return {
         "name": f"engine{number + 1}" if number else "main",

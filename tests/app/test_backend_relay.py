@@ -315,6 +315,19 @@ async def test_an_upstream_error_in_another_shape_is_put_into_ours(port, upstrea
     assert response.json()["error"]["message"] == message
 
 
+async def test_an_endpoint_that_the_engine_has_not(port, upstream):
+    async def script(request, answer):
+        await answer.whole(b'{"detail": "Not Found"}', 404)
+
+    upstream.script = script
+    body = json.dumps({"model": "tiny", "input": "hi"}).encode()
+    response = await ask(port, "POST", "/v1/embeddings", body)
+    assert response.status == 404
+    error = response.json()["error"]
+    assert error["code"] == "unsupported_endpoint"
+    assert "/v1/embeddings" in error["message"]
+
+
 @pytest.mark.parametrize("status", [401, 403])
 async def test_our_own_key_refused_is_not_the_clients_fault(port, upstream, status):
     async def script(request, answer):

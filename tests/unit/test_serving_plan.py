@@ -149,6 +149,7 @@ def test_only_a_cpu_engine_is_eager_and_told_its_cache() -> None:
         "kv-cache-memory-bytes",
     }
     assert set(cuda["environment"]) - set(cpu["environment"]) == {"CUDA_DEVICE_ORDER"}
+    assert set(cpu["environment"]) - set(cuda["environment"]) == {"TORCHDYNAMO_DISABLE"}
 
 
 def test_an_engine_on_a_card_is_told_all_that_was_planned() -> None:
@@ -242,13 +243,15 @@ def test_the_built_in_model_is_as_planned() -> None:
     assert RECITAL_CONFIG["hidden_size"] == real["HEAD_SIZE"] * 2
 
 
-def test_only_the_built_in_model_is_slowed_down() -> None:
+def test_only_the_built_in_model_is_slowed_down_and_held_to_its_tools() -> None:
     own = {"num_hidden_layers": 2, "hidden_size": 256, "vocab_size": 1000}
     recital = engine(model="recital")
     other = engine(model="/srv/models/recital-2", model_config=own)
     assert recital["arguments"]["logits-processors"] == ["recital_pace:Pace"]
     assert "logits-processors" not in other["arguments"]
     assert int(recital["environment"]["RECITAL_STEP_MILLISECONDS"]) > 0
+    assert recital["arguments"]["tool-call-parser"]
+    assert "tool-call-parser" not in other["arguments"]
     assert set(other["environment"]) == set(engine()["environment"])
 
 
