@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from backend.service_manager import notify
-
-UNFINISHED = "unfinished"
-"""Key of the lifespan state: a function that counts the work that no open request stands for."""
 
 # Whoever was accepted in the last moment sends a request at once: nginx connects only for one.
 _FIRST_REQUEST_SECONDS = 1.0
@@ -57,7 +53,7 @@ class Server(uvicorn.Server):
         while (now := time.monotonic()) < until and not self.force_exit:
             # First, for a connection that was just accepted is not among the others yet.
             await asyncio.sleep(min(_TICK_SECONDS, until - now))
-            left = len(self.server_state.tasks) + self._unfinished()
+            left = len(self.server_state.tasks)
             if now < arrived_by:
                 left += sum(
                     getattr(connection, "cycle", None) is None
@@ -69,10 +65,6 @@ class Server(uvicorn.Server):
             if status != told:
                 told = status
                 notify(status)
-
-    def _unfinished(self) -> int:
-        count: Callable[[], int] | None = self.lifespan.state.get(UNFINISHED)
-        return count() if count else 0
 
 
 def _say_ready() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import stat
-import time
 from pathlib import Path
 
 import pytest
-import uvicorn
-from backend.server import UNFINISHED, Server
 from backend_client import Connection, chat, error_of
 from backend_upstream import DONE, eventually, token
 
@@ -181,6 +179,41 @@ async def test_the_private_socket_is_open_until_the_last_stream_is_over(
         private_peer(private)
 
 
+async def test_a_stream_that_outlives_its_connection_is_finished_and_read(
+    start_process, upstream, manager, tmp_path
+):
+    """It lives in the instance that drains; whoever comes back for it comes by the other one."""
+
+    async def slow_tokens(request, answer):
+        await answer.head()
+        for number in range(12):
+            await answer.chunk(token(str(number)))
+            await asyncio.sleep(0.3)
+        await answer.chunk(DONE)
+        await answer.end()
+
+    upstream.script = slow_tokens
+    private = tmp_path / "private.sock"
+    backend = start_process(
+        "--private", str(private), listener=manager.listener, environment=manager.environment,
+        drain_seconds=20,
+    )  # fmt: skip
+    await manager.ready()
+    asked = await Connection.open(manager.port)
+    await asked.send("POST", "/v1/chat/streams", chat(), headers={"Connection": "close"})
+    assert await asked.head() == 201
+    events = json.loads(await asked.rest())["events"]
+    backend.terminate()
+    await eventually(lambda: manager.heard("STATUS=drains: 1 open"))
+    peer = private_peer(private)
+    await peer.send("GET", events, headers={"Connection": "close"})
+    assert await peer.head() == 200
+    read = await peer.rest()
+    assert [f'"content": "{number}"'.encode() in read for number in range(12)] == [True] * 12
+    assert read.endswith(b"data: [DONE]\n\n")
+    await backend.wait(5)
+
+
 async def test_the_private_socket_serves_with_several_workers(start_process, manager, tmp_path):
     private = tmp_path / "private.sock"
     start_process(
@@ -217,30 +250,3 @@ async def test_the_old_one_accepts_nobody_and_ends_what_takes_too_long(
     start_process(listener=manager.listener, environment=manager.environment)
     assert await next_one.head() == 200
     assert await next_one.rest() == TOKENS
-
-
-async def test_work_that_no_request_stands_for_is_waited_for(manager):
-    """Streams that live here while nobody reads them."""
-    left = 1
-
-    async def application(scope, receive, send):
-        if scope["type"] == "lifespan":
-            assert (await receive())["type"] == "lifespan.startup"
-            scope["state"][UNFINISHED] = lambda: left
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-            await send({"type": "lifespan.shutdown.complete"})
-
-    config = uvicorn.Config(
-        application, lifespan="on", loop="none", log_config=None, timeout_graceful_shutdown=20
-    )
-    server = Server(config)
-    running = asyncio.create_task(server.serve([manager.listener.dup()]))
-    await eventually(lambda: server.started)
-    server.should_exit = True
-    await asyncio.sleep(1.5)
-    assert not running.done()
-    left = 0
-    began = time.monotonic()
-    await asyncio.wait_for(running, 5)
-    assert time.monotonic() - began < 2

@@ -50,10 +50,11 @@ def in_nginx(test: str, told: str, expression: str) -> Break:
 
 def in_unit(test: str, told: str, unit: str, lines: str, restart: bool = True) -> Break:
     """A break by a drop-in for a unit."""
-    again = (
-        f"systemctl daemon-reload; {'systemctl restart ' + unit if restart else 'true'}; sleep 3"
-    )
-    folder = f"/etc/systemd/system/{unit}.service.d"
+    again = f"systemctl daemon-reload; systemctl restart '{unit}'; sleep 3"
+    if not restart:
+        again = "systemctl daemon-reload; sleep 3"
+    # A template's drop-ins are those of all its instances.
+    folder = f"/etc/systemd/system/{unit.replace('@*', '@')}.service.d"
     do = f"mkdir -p {folder}; printf '[Service]\\n{lines}\\n' > {folder}/99-break.conf; {again}"
     return Break(test, told, do, f"rm {folder}/99-break.conf; {again}")
 
@@ -61,7 +62,7 @@ def in_unit(test: str, told: str, unit: str, lines: str, restart: bool = True) -
 APT = "/etc/apt/apt.conf.d/52millrace"
 KEYS = "/etc/millrace/backend/keys.json"
 BACKEND = "/opt/millrace/backend/current/app/backend"
-RESTART = "systemctl restart millrace-backend; sleep 3"
+RESTART = "millrace-handover --again; sleep 1"
 
 
 def in_backend(test: str, told: str, file: str, expression: str) -> Break:
@@ -86,17 +87,17 @@ BREAKS = [
           "mv /etc/millrace/plan.json /root/", "mv /root/plan.json /etc/millrace/"),
     Break("test_units.py::test_runs_now_and_after_a_boot", "gateway not enabled",
           "systemctl disable millrace-litellm", "systemctl enable millrace-litellm"),
-    in_unit("test_units.py::test_never_gives_up", "a start limit", "millrace-backend",
+    in_unit("test_units.py::test_never_gives_up", "a start limit", "millrace-backend@*",
             "[Unit]\\nStartLimitIntervalSec=10", restart=False),
     in_unit("test_units.py::test_sandbox", "privileges allowed", "millrace-litellm",
             "NoNewPrivileges=no\\nPrivateTmp=no", restart=False),
-    in_unit("test_units.py::test_exposure", "all capabilities", "millrace-backend",
+    in_unit("test_units.py::test_exposure", "all capabilities", "millrace-backend@*",
             "CapabilityBoundingSet=~\\nSystemCallFilter=\\nPrivateDevices=no", restart=False),
-    in_unit("test_units.py::test_not_root", "runs as root", "millrace-backend", "User=root"),
+    in_unit("test_units.py::test_not_root", "runs as root", "millrace-backend@*", "User=root"),
     in_unit("test_units.py::test_systemd_analyze_has_nothing_to_say", "a key systemd does not know",
-            "millrace-backend", "MillraceNonsense=1", restart=False),
+            "millrace-backend@*", "MillraceNonsense=1", restart=False),
     in_unit("test_units.py::test_secrets_are_in_no_argument_and_no_environment",
-            "the gateway's key in an environment", "millrace-backend",
+            "the gateway's key in an environment", "millrace-backend@*",
             "EnvironmentFile=/root/env"),
     Break("test_units.py::test_secrets_are_in_no_file_that_others_read", "key file readable by all",
           "chmod 0644 /etc/millrace/backend/gateway_key", "chmod 0600 /etc/millrace/backend/gateway_key"),
@@ -132,6 +133,13 @@ BREAKS = [
     in_unit("test_api.py::test_the_engines_refusal_reaches_the_caller",
             "LiteLLM without our hook", "millrace-litellm",
             "Environment=LITELLM_WORKER_STARTUP_HOOKS="),
+    in_nginx("test_deploys.py::test_every_stream_ends_whole", "a reload gives streams 2 s",
+             "s/worker_shutdown_timeout .*/worker_shutdown_timeout 2s;/"),
+    in_unit("test_deploys.py::test_every_stream_ends_whole", "an old instance is killed after 1 s",
+            "millrace-backend@*", "TimeoutStopSec=1", restart=False),
+    Break("test_deploys.py::test_only_the_backends_user_opens_its_private_socket", "open to all",
+          "chmod 755 /run/millrace-backend-*; chmod 666 /run/millrace-backend-*/private.sock",
+          "chmod 700 /run/millrace-backend-*; chmod 600 /run/millrace-backend-*/private.sock"),
     Break("test_streamcheck.py::test_the_timer_keeps_the_last_results", "timer stopped",
           "systemctl stop millrace-streamcheck.timer", "systemctl start millrace-streamcheck.timer"),
     in_unit("test_units.py::test_the_check_is_confined_as_well", "all capabilities",

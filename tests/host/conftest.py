@@ -25,10 +25,15 @@ from servers import Server, servers
 UNITS = {
     "engine": "millrace-vllm@main.service",
     "gateway": "millrace-litellm.service",
-    "backend": "millrace-backend.service",
+    "backend": "millrace-backend@*.service",
     "edge": "nginx.service",
 }
 READY_SECONDS = 240
+
+
+def unit_of(server: Server, part: str) -> str:
+    """The unit of a part of the chain, as it is now: of the backend, the instance that serves."""
+    return server.backend() if part == "backend" else UNITS[part]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

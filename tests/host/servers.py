@@ -60,6 +60,11 @@ class Server:
         out = self.run(f"systemctl show {shlex.quote(unit)} -p {','.join(properties)}")
         return dict(line.split("=", 1) for line in out.splitlines() if "=" in line)
 
+    def backend(self) -> str:
+        """The unit of the backend's instance that serves."""
+        choice = "/etc/systemd/system/millrace-backend.socket.d/serving.conf"
+        return self.run(f"sed -n s/^Service=//p {choice}").strip()
+
     def get(self, url: str, **headers: str) -> tuple[int, str]:
         """Ask a URL from inside the server: status and body."""
         script = (

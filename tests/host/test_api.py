@@ -262,7 +262,7 @@ def test_a_request_has_one_name_in_every_log(engine: Server) -> None:
     name = seen.headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{32}", name)
     time.sleep(1)
-    assert name in engine.run("journalctl --no-pager -o cat -u millrace-backend -n 50")
+    assert name in engine.run("journalctl --no-pager -o cat -u 'millrace-backend@*' -n 50")
     assert name in engine.run("journalctl --no-pager -o cat -t nginx -n 50")
 
 

@@ -23,7 +23,7 @@ from test_api import ask, chat, streams
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(1500)]
 
-OTHERS = ("millrace-litellm.service", "millrace-backend.service", "nginx.service")
+OTHERS = ("millrace-litellm.service", "nginx.service")
 ENGINE = "millrace-vllm@main.service"
 GUARD = "millrace-guard@main.service"
 
@@ -44,7 +44,8 @@ def played(engine: Server) -> Iterator[Played]:
 
 def invocations(server: Server) -> dict[str, str]:
     """Each unit's start, by a name that is another after each."""
-    return {name: server.show(name, "InvocationID")["InvocationID"] for name in (*OTHERS, ENGINE)}
+    names = (*OTHERS, ENGINE, server.backend())
+    return {name: server.show(name, "InvocationID")["InvocationID"] for name in names}
 
 
 def readiness(server: Server) -> dict[str, Any]:

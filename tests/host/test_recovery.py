@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import UNITS
+from conftest import UNITS, unit_of
 from servers import Server, figure
 from test_api import ask, chat, status, streams
 
@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.breaks, pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("part", ["edge", "backend", "gateway", "engine"])
 def test_killed(engine: Server, until_ready: Callable[[], float], part: str) -> None:
-    before = engine.show(UNITS[part], "MainPID", "NRestarts")
+    unit = unit_of(engine, part)
+    before = engine.show(unit, "MainPID", "NRestarts")
     engine.run(f"kill -9 {before['MainPID']}")
     began = time.monotonic()
     for _ in range(240):
@@ -26,7 +27,7 @@ def test_killed(engine: Server, until_ready: Callable[[], float], part: str) -> 
     else:
         pytest.fail(f"no stream after the {part} was killed")
     took = time.monotonic() - began
-    after = engine.show(UNITS[part], "MainPID", "NRestarts", "ActiveState")
+    after = engine.show(unit, "MainPID", "NRestarts", "ActiveState")
     assert after["MainPID"] != before["MainPID"]
     assert int(after["NRestarts"]) == int(before["NRestarts"]) + 1
     until_ready()

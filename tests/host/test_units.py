@@ -8,7 +8,7 @@ import shlex
 import subprocess
 
 import pytest
-from conftest import UNITS
+from conftest import UNITS, unit_of
 from servers import Server
 
 # What `systemd-analyze security` may find at most (0 is best).
@@ -19,24 +19,27 @@ SECRETS = ("engine_key", "gateway_key", "session_secret", "client_owner", "clien
 
 @pytest.fixture(scope="module", params=sorted(UNITS))
 def unit(request: pytest.FixtureRequest, server: Server) -> str:
-    """A unit of the chain, as this server has it."""
+    """A part of the chain, as this server has it."""
     if request.param == "engine":
         request.getfixturevalue("engine")
     return str(request.param)
 
 
 def test_runs_now_and_after_a_boot(server: Server, unit: str) -> None:
-    told = server.show(UNITS[unit], "ActiveState", "UnitFileState", "Restart")
+    told = server.show(unit_of(server, unit), "ActiveState", "UnitFileState", "Restart")
     assert told == {"ActiveState": "active", "UnitFileState": "enabled", "Restart": "always"}
 
 
 def test_never_gives_up(server: Server, unit: str) -> None:
-    assert server.show(UNITS[unit], "StartLimitIntervalUSec")["StartLimitIntervalUSec"] == "0"
+    assert (
+        server.show(unit_of(server, unit), "StartLimitIntervalUSec")["StartLimitIntervalUSec"]
+        == "0"
+    )
 
 
 def test_sandbox(server: Server, unit: str) -> None:
     told = server.show(
-        UNITS[unit], "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp",
+        unit_of(server, unit), "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp",
         "PrivateDevices", "RestrictNamespaces", "ProtectKernelTunables",
     )  # fmt: skip
     assert told.pop("ProtectSystem") == "strict"
@@ -52,7 +55,7 @@ def exposure(server: Server, unit: str) -> float:
 
 
 def test_exposure(server: Server, unit: str) -> None:
-    assert exposure(server, UNITS[unit]) <= EXPOSURE[unit]
+    assert exposure(server, unit_of(server, unit)) <= EXPOSURE[unit]
 
 
 def test_the_guard_is_confined_as_well_and_content(engine: Server) -> None:
@@ -82,16 +85,16 @@ def test_the_check_is_confined_as_well(server: Server) -> None:
 def test_not_root(server: Server, unit: str) -> None:
     if unit == "edge":
         pytest.skip("nginx's master binds ports 80 and 443 as root; its workers are www-data")
-    user = server.show(UNITS[unit], "User")["User"]
+    user = server.show(unit_of(server, unit), "User")["User"]
     assert user.startswith("millrace-")
-    main = server.show(UNITS[unit], "MainPID")["MainPID"]
+    main = server.show(unit_of(server, unit), "MainPID")["MainPID"]
     assert server.run(f"stat -c %U /proc/{main}").strip() == user
 
 
 def test_systemd_analyze_has_nothing_to_say(server: Server, unit: str) -> None:
     """It exits with 0 on an unknown key, so silence is what counts."""
     # What it says of the distribution's own units (a man page is missing) is not ours to mend.
-    command = f"systemd-analyze verify '{UNITS[unit]}' millrace-backend.socket 2>&1"
+    command = f"systemd-analyze verify '{unit_of(server, unit)}' millrace-backend.socket 2>&1"
     said = server.run(command, check=False)
     ours = [line for line in said.splitlines() if "millrace" in line]
     assert ours == []

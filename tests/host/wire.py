@@ -19,6 +19,8 @@ import h2.connection
 import h2.events
 
 READ_BYTES = 65536
+GOAWAY = 7
+"""The type of HTTP/2's frame."""
 
 
 @dataclass
@@ -162,11 +164,13 @@ def _h2(
     )  # fmt: skip
     link.send_data(stream, body, end_stream=True)
     wire.sendall(link.data_to_send())
+    rest = b""
     while True:
         raw = wire.recv(READ_BYTES)
         assert raw, "the connection was closed before the stream's end"
         now, block, done = time.monotonic() - began, b"", False
-        for event in link.receive_data(raw):
+        frames, rest = _frames(rest + raw, stream)
+        for event in link.receive_data(frames):
             if isinstance(event, h2.events.ResponseReceived):
                 seen.headers = {str(k): str(v) for k, v in event.headers}
                 seen.status = int(seen.headers[":status"])
@@ -182,3 +186,21 @@ def _h2(
         wire.sendall(link.data_to_send())
         if done or (leave_after is not None and len(seen.reads) >= leave_after):
             return
+
+
+def _frames(raw: bytes, stream: int) -> tuple[bytes, bytes]:
+    """Take the whole frames off `raw` but those that say goodbye: the others, and what is left.
+
+    A server that ends says that it takes no further streams, and finishes ours (RFC 9113, 6.8);
+    the h2 library takes nothing more from it at all.
+    """
+    out = b""
+    while len(raw) >= 9 and len(raw) >= (size := 9 + int.from_bytes(raw[:3])):
+        frame, raw = raw[:size], raw[size:]
+        if frame[3] == GOAWAY:
+            last, error = int.from_bytes(frame[9:13]), int.from_bytes(frame[13:17])
+            assert error == 0, f"the server gave the connection up: {error}"
+            assert last >= stream, "the server did not take the stream"
+        else:
+            out += frame
+    return out, raw

@@ -93,6 +93,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
             stub.parent.mkdir(parents=True, exist_ok=True)
             stub.write_text('#!/bin/sh\nprintf "%s\\n" "$PYTHONPATH" "$MILLRACE_PROG" "$@"\n')
             stub.chmod(0o755)
+    (stubs / "backend/a").symlink_to("current")
     hosts = {}
     for name, facts in MACHINES.items():
         hosts[name] = {
@@ -478,6 +479,11 @@ def test_pools_let_go_as_planned(rendered: Path, machine: str) -> None:
     assert f"GRACEFUL_SHUTDOWN_TIMEOUT={budget['drain_seconds']}\n" in unit
 
 
+def instance_of(name: str) -> str:
+    """Return a unit's file name; of a template, that of an instance which there is."""
+    return Path(name).name.replace("backend@.", "backend@a.").replace("@.", "@main.")
+
+
 @ALL
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_itself_has_nothing_to_say(
@@ -493,7 +499,7 @@ def test_systemd_itself_has_nothing_to_say(
         pytest.skip(f"systemd {version} here does not know what {machine} does")
     for name in UNITS:
         text = read(rendered, machine, name)
-        place = tmp_path / Path(name).name.replace("@.", "@main.")
+        place = tmp_path / instance_of(name)
         if name == "systemd/nginx.conf":
             # A drop-in for Debian's unit, of which this is the skeleton.
             (tmp_path / "nginx.service").write_text(
@@ -503,10 +509,10 @@ def test_systemd_itself_has_nothing_to_say(
             place = tmp_path / "nginx.service.d/millrace.conf"
             place.parent.mkdir()
         place.write_text(text)
-    name = "nginx.service" if unit == "systemd/nginx.conf" else Path(unit).name
+    name = "nginx.service" if unit == "systemd/nginx.conf" else unit
     done = subprocess.run(
         [analyze, "verify", "--man=no", "--recursive-errors=no",
-         str(tmp_path / name.replace("@.", "@main."))],
+         str(tmp_path / instance_of(name))],
         capture_output=True, text=True, timeout=60, check=False,
         env={**clean_environment(), "SYSTEMD_LOG_LEVEL": "info"},
     )  # fmt: skip
