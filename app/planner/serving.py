@@ -298,6 +298,9 @@ def _on_cards(
         arguments["enforce-eager"] = True
     # CUDA numbers the cards by their speed otherwise, and nvidia-smi by their place.
     environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    # FlashInfer's sampler is compiled at the first start, with nvcc and ninja, which no server has:
+    # the engine would end there (seen with 0.33). vLLM's own in Triton needs neither.
+    environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     uuids = [name for name in planned["gpus"] if name.startswith("GPU-")]
     if len(uuids) == len(planned["gpus"]):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)

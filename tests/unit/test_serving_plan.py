@@ -148,7 +148,10 @@ def test_only_a_cpu_engine_is_eager_and_told_its_cache() -> None:
         "enforce-eager",
         "kv-cache-memory-bytes",
     }
-    assert set(cuda["environment"]) - set(cpu["environment"]) == {"CUDA_DEVICE_ORDER"}
+    assert set(cuda["environment"]) - set(cpu["environment"]) == {
+        "CUDA_DEVICE_ORDER", "VLLM_USE_FLASHINFER_SAMPLER",
+    }  # fmt: skip
+    assert cuda["environment"]["VLLM_USE_FLASHINFER_SAMPLER"] == "0", "it wants nvcc and ninja"
     assert set(cpu["environment"]) - set(cuda["environment"]) == {"TORCHDYNAMO_DISABLE"}
 
 
