@@ -242,6 +242,8 @@ def _engine(
     }
     environment: dict[str, str] = {
         "PYTHONPATH": ENGINE_DIR,
+        # Without those of its loggers that write what people sent or were told.
+        "VLLM_LOGGING_CONFIG_PATH": f"{ENGINE_DIR}/logging.json",
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(budget.ENGINE_KEEPALIVE_SECONDS),
         # Else its processes talk, and listen, by whatever address the host's name stands for.
         "VLLM_HOST_IP": "127.0.0.1",

@@ -20,6 +20,7 @@ from servers import ROOT, Server, servers
 NGINX = "/etc/nginx/nginx.conf"
 RELOAD = "nginx -s reload; sleep 1"
 VLLM = "millrace-vllm@main"
+ENGINE = "/etc/millrace/vllm/main.yaml"
 
 
 def keep(file: str) -> str:
@@ -122,10 +123,19 @@ BREAKS = [
              "s#location = /healthz {#location = /metrics { return 200; }\\nlocation = /healthz {#"),
     in_nginx("test_api.py::test_old_tls_is_refused", "TLS 1.0 allowed",
              "s/ssl_protocols .*/ssl_protocols TLSv1 TLSv1.1 TLSv1.2; ssl_ciphers ALL:@SECLEVEL=0;/"),
-    in_nginx("test_api.py::test_a_request_has_one_name_in_every_log", "nginx hands on no id",
+    in_nginx("test_logs.py::test_one_id_through_every_journal", "nginx hands on no id",
              "s/proxy_set_header X-Request-Id.*//"),
-    in_nginx("test_api.py::test_no_prompt_and_no_answer_in_any_log", "nginx logs bodies",
+    in_nginx("test_logs.py::test_no_word_of_anybody_in_any_log", "nginx logs bodies",
              "s/id=$request_id/id=$request_id $request_body/"),
+    Break("test_logs.py::test_no_word_of_anybody_in_any_log", "vLLM logs requests",
+          f"{keep(ENGINE)}; echo 'enable-log-requests: true' >> {ENGINE}; systemctl restart {VLLM}",
+          f"{restore(ENGINE)}; systemctl restart {VLLM}"),
+    in_unit("test_logs.py::test_who_left_is_in_every_journal", "LiteLLM without our hook",
+            "millrace-litellm", "Environment=LITELLM_WORKER_STARTUP_HOOKS="),
+    in_nginx("test_api.py::test_metrics_are_for_this_server_alone", "nginx hands on all paths",
+             "s#location / {#location = /nowhere {#; s#location /v1/ {#location / {#"),
+    Break("test_api.py::test_status_tells_of_every_hop_and_of_the_last_check", "gateway stopped",
+          "systemctl stop millrace-litellm", "systemctl start millrace-litellm"),
     in_nginx("test_api.py::test_every_byte_arrives", "nginx changes the type",
              "s/proxy_buffering off;/proxy_buffering off; proxy_hide_header Cache-Control;/"),
     Break("test_api.py::test_models", "another list",

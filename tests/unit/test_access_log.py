@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from gateway import access_log
 from gateway.access_log import AccessLog
+from unit_kit import ROOT
 
 Message = MutableMapping[str, Any]
 SECRET = b'{"messages": [{"content": "zanzibarine"}]}'
@@ -117,6 +120,26 @@ async def test_a_probe_has_a_line_only_when_something_is_wrong(written: Written)
 async def test_an_id_that_is_none_is_not_logged(written: Written, name: bytes) -> None:
     await ask(answer(200, b"x"), name=name)
     assert written.lines[0]["request_id"] is None
+
+
+def test_vllms_loggers_that_quote_people_are_silent() -> None:
+    """As vLLM 0.32 has them; the formatter is vLLM's own and stands aside here."""
+    told = json.loads((ROOT / "roles/vllm/files/logging.json").read_text())
+    told["formatters"]["vllm"]["class"] = "logging.Formatter"
+    told["formatters"]["vllm"]["format"] = "%(message)s"
+    script = f"""
+import logging, logging.config
+logging.config.dictConfig({told!r})
+for name in ("tool_parsers.llama_tool_parser", "reasoning.deepseek_r1", "parser.abstract",
+             "logging_utils.dump_input"):
+    logging.getLogger("vllm." + name).error("zanzibarine")
+logging.getLogger("vllm.v1.engine.core").error("a real problem")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "a real problem\n"
+    assert done.stdout == ""
 
 
 async def test_a_journal_that_is_gone_fails_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
