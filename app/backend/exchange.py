@@ -59,7 +59,7 @@ class Exchange:
     # What failed behind the backend, in one word; None when nothing did.
     fault: str | None = None
     # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
-    # server_error
+    # server_error; of a chat stream also stopped, abandoned
     ended: str = "complete"
 
     @property

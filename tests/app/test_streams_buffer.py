@@ -9,7 +9,9 @@ from itertools import pairwise
 import pytest
 from backend.errors import ApiError
 from backend.streams.buffer import EventBuffer, EventsGoneError, Pool, data_of
+from backend.streams.generation import Generation
 from backend.streams.parser import EventParser
+from backend.streams.stream import ChatStream
 from backend_client import events
 from backend_upstream import DONE, ROLE, token
 from hypothesis import example, given, settings
@@ -39,6 +41,8 @@ def pieces_of(draw, source):
 @example([b"data: x\r\n\r", b"\n", b"data: y\n\n"])
 @example([b"data: x\n\n", b"data: y\n", b"\n", b"data: z\n\n"])
 @example([b"data: x\r\r", b"data: y\n\n"])
+@example([b"data: x\n", b"data: y\n\n"])
+@example([b"data: x\ndata", b": y\n\n"])
 def test_the_parser_finds_what_a_browser_finds_however_it_is_cut(pieces):
     parser = EventParser(1 << 20)
     found = [data for piece in pieces for data in parser.feed(piece)]
@@ -127,6 +131,33 @@ async def test_the_producer_waits_while_a_quarter_of_the_buffer_is_news():
     await asyncio.wait_for(waiting, 1)
 
 
+async def test_last_words_do_not_wait_for_room():
+    """At the end of the drain time they have two seconds, and perhaps nobody reads."""
+    buffer = buffer_of(limit=10_000)
+    ends = []
+    generation = Generation(
+        ChatStream("s", "alice", "tiny", buffer), 5000, lambda: ends.append(buffer.last_id)
+    )
+    start = {"status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+    await generation.send({"type": "http.response.start", **start})
+
+    async def send(body, more_body):
+        await generation.send({"type": "http.response.body", "body": body, "more_body": more_body})
+
+    while buffer._has_room():
+        await send(token("w" * 200), more_body=True)
+    before = buffer.last_id
+    stuck = asyncio.create_task(send(token("w" * 200), more_body=True))
+    await asyncio.sleep(0.01)
+    assert not stuck.done()
+    stuck.cancel()
+    await asyncio.sleep(0)
+    assert buffer.last_id == before, "a write that was cancelled has written nothing"
+    await asyncio.wait_for(send(token("last") + DONE + token("behind"), more_body=False), 1)
+    assert buffer.last_id == before + 2
+    assert ends == [before + 2]
+
+
 async def test_what_was_sent_is_kept_for_a_reader_that_comes_back():
     buffer = buffer_of(limit=10_000)
     for _ in range(300):
@@ -156,6 +187,9 @@ async def test_all_buffers_together_keep_within_the_pool():
         while buffer._has_room():
             buffer.append(b"x" * 200)
     assert pool.used <= 100_000 + 10 * 300
+    # Nothing of what was not sent has gone for it.
+    for buffer in buffers:
+        assert buffer.first_id <= buffer._sent + 1
     waiting = asyncio.create_task(buffers[3].room())
     await asyncio.sleep(0.01)
     assert not waiting.done()

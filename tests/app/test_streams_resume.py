@@ -180,6 +180,17 @@ async def test_two_readers_at_once_each_get_everything(port, upstream):
     assert first.data == second.data == datas(b"".join(numbered(50)))
 
 
+async def test_one_stream_has_a_bounded_number_of_readers(port, upstream):
+    upstream.script = answer_with(numbered(100), pause=0.05)
+    made = await begin(port)
+    readers = [await Reader.open(port, made["events"]) for _ in range(16)]
+    refused = await ask(port, "GET", made["events"])
+    assert refused.status == 429
+    assert refused.json()["error"]["code"] == "too_many_readers"
+    readers[0].close()
+    await becomes(port, f"{STREAMS}/{made['id']}/poll", 200)
+
+
 async def test_heartbeats_come_while_nothing_else_does(start_backend, upstream):
     async def script(request, answer):
         await asyncio.sleep(0.5)

@@ -74,7 +74,16 @@ STOPPED = _json("The generation has ended.", {"id": _STRING, "ended": _BOOLEAN})
 TICKET = _json("A ticket for one connection.", _TICKET)
 EVENTS = {
     "description": "The events, each with its id; the last one's data is [DONE].",
-    "content": {"text/event-stream": {"schema": _STRING}},
+    # One event, as FastAPI describes its own.
+    "content": {
+        "text/event-stream": {
+            "itemSchema": {
+                "type": "object",
+                "required": ["data"],
+                "properties": {"id": _STRING, "data": _STRING, "retry": _INTEGER},
+            }
+        }
+    },
 }
 
 

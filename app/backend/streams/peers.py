@@ -15,6 +15,9 @@ from backend.settings import Settings
 from backend.upstream import UPSTREAM_ERRORS, read_some, translate
 
 _STREAM = re.compile(r"/v1/chat/streams/([a-z0-9]{1,16})-[0-9a-f]+(?:/|$)")
+PASSED_ON_ROUTE = "/v1/chat/streams/{stream_id} (passed on)"
+"""What requests for another instance's streams are counted under."""
+
 # Set on what was passed on, so that two instances never play ball with a request.
 _PASSED_ON = b"x-millrace-passed-on"
 _CONNECT_SECONDS = 2.0
@@ -52,10 +55,13 @@ class Peers:
         """Serve one ASGI scope."""
         peer = self._peer_of(scope) if scope["type"] == "http" else None
         if peer is not None:
-            answer = _PassedOn(self._settings, exchange_of(scope), self._session(peer), scope)
+            exchange = exchange_of(scope)
+            exchange.route = PASSED_ON_ROUTE
+            answer = _PassedOn(self._settings, exchange, self._session(peer), scope)
             await answer(scope, receive, send)
             if answer.reached:
                 return
+            exchange.route = None
         await self._app(scope, receive, send)
 
     async def close(self) -> None:

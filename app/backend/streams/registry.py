@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from backend.streams.store import StreamStore
 from backend.streams.stream import ChatStream
 
 _ID_BYTES = 16
+_SANE_ID = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class Streams:
@@ -61,6 +63,8 @@ class Streams:
         return stream
 
     async def _load(self, stream_id: str) -> ChatStream | None:
+        if not _SANE_ID.fullmatch(stream_id):
+            return None
         loaded = await self._store.load(stream_id)
         if loaded is None:
             return None

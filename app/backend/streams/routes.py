@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from backend.apis import CHAT
@@ -34,10 +34,11 @@ _ONE = ROOT + "/{stream_id}"
 _LONGEST_POLL_SECONDS = 25
 # A stop waits for a task that was told to end: this keeps a defect from hanging the request.
 _STOP_SECONDS = 10.0
+# At once of one stream: tabs, and connections whose loss was not noticed yet.
+_MOST_READERS = 16
 # Well within what every JSON and JavaScript number can hold.
 _EVENT_ID = r"^[0-9]{1,15}$"
 
-StreamId = Annotated[str, Path(max_length=128)]
 After = Annotated[str | None, Query(pattern=_EVENT_ID)]
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", pattern=_EVENT_ID)]
 Ticket = Annotated[str | None, Query(description="in place of a key, once")]
@@ -77,18 +78,18 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         )
 
     @router.get(_ONE, responses=answers({200: DESCRIPTION}, 404))
-    async def describe(request: Request, stream_id: StreamId) -> JSONResponse:
+    async def describe(request: Request, stream_id: str) -> JSONResponse:
         """Tell how far a stream is, and how it ended."""
         return JSONResponse((await find(request, stream_id)).describe(), headers=NO_STORE)
 
     @router.get(
         _ONE + "/events",
         response_class=Response,
-        responses=answers({200: EVENTS, 204: _nothing_more()}, 400, 404, 410),
+        responses=answers({200: EVENTS, 204: _nothing_more()}, 400, 404, 410, 429),
     )
     async def events(
         request: Request,
-        stream_id: StreamId,
+        stream_id: str,
         after: After = None,
         last_event_id: LastEventId = None,
         ticket: Ticket = None,
@@ -99,7 +100,7 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         if stream.knows_all(known):
             return Response(status_code=204, headers=NO_STORE)
         known = stream.cursor(known)
-        _check_known(stream, known)
+        _check_reader(stream, known)
         exchange = exchange_of(request.scope)
         exchange.model = stream.model
         exchange.stream = True
@@ -114,11 +115,11 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
     @router.get(
         _ONE + "/poll",
         response_class=Response,
-        responses=answers({200: POLLED}, 400, 404, 410),
+        responses=answers({200: POLLED}, 400, 404, 410, 429),
     )
     async def poll(
         request: Request,
-        stream_id: StreamId,
+        stream_id: str,
         after: After = None,
         wait: Annotated[float, Query(ge=0, le=_LONGEST_POLL_SECONDS, allow_inf_nan=False)] = 0,
         ticket: Ticket = None,
@@ -126,11 +127,11 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         """Return the events behind `after`, waiting up to `wait` seconds for the first."""
         stream = await find(request, stream_id)
         known = stream.cursor(int(after or 0))
-        _check_known(stream, known)
+        _check_reader(stream, known)
         return PollAnswer(streams=streams, stream=stream, after=known, wait_seconds=wait)
 
     @router.post(_ONE + "/stop", responses=answers({200: STOPPED}, 403, 404))
-    async def stop(request: Request, stream_id: StreamId) -> JSONResponse:
+    async def stop(request: Request, stream_id: str) -> JSONResponse:
         """End the generation and free the engine; what was made is kept for a while."""
         stream = await find(request, stream_id)
         stream.leave("stopped")
@@ -141,7 +142,7 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
         return JSONResponse({"id": stream.id, "ended": ended}, headers=NO_STORE)
 
     @router.post(_ONE + "/ticket", responses=answers({200: TICKET}, 403, 404))
-    async def ticket(request: Request, stream_id: StreamId) -> JSONResponse:
+    async def ticket(request: Request, stream_id: str) -> JSONResponse:
         """Give out a ticket, with which an EventSource may read this stream without a key."""
         passes = (await find(request, stream_id)).passes
         body = {
@@ -153,8 +154,16 @@ def make_stream_router(services: Services, streams: Streams) -> APIRouter:
     return router
 
 
-def _check_known(stream: ChatStream, known: int) -> None:
-    """Refuse a reader whose next event is gone, and one that knows more than there is."""
+def _check_reader(stream: ChatStream, known: int) -> None:
+    """Refuse a reader whose next event is gone, one that knows more than there is, and too many."""
+    if stream.readers >= _MOST_READERS:
+        raise ApiError(
+            429,
+            f"This stream has {_MOST_READERS} readers already.",
+            kind="rate_limit_error",
+            code="too_many_readers",
+            headers={"retry-after": "1"},
+        )
     if known < stream.buffer.first_id - 1:
         raise events_gone()
     if known > stream.buffer.last_id:

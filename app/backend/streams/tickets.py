@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
+
+from starlette.requests import cookie_parser
 
 TICKET_SECONDS = 60
 COOKIE = "__Secure-millrace-stream"
@@ -68,10 +69,8 @@ def cookies_in(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
     found = []
     for name, value in headers:
         if name == b"cookie":
-            try:
-                jar = SimpleCookie(value.decode("latin-1"))
-            except CookieError:
-                continue
+            # As browsers write them: the standard library's parser gives up at others' odd ones.
+            jar = cookie_parser(value.decode("latin-1"))
             if COOKIE in jar:
-                found.append(jar[COOKIE].value)
+                found.append(jar[COOKIE])
     return found
