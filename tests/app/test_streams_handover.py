@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from backend_client import Connection, ask, becomes
+from backend_client import Connection, ask
 from backend_upstream import DONE, eventually, token
 from streams_client import STREAMS, Reader, begin, poll
 
@@ -40,6 +40,13 @@ def instances(start_process, tmp_path):
 
     yield start
     listener.close()
+
+
+def private(path):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    sock.connect(str(path))
+    return Connection(sock)
 
 
 async def serves(backend):
@@ -154,7 +161,9 @@ async def test_nothing_is_passed_on_twice(instances, upstream, tmp_path):
         response = await ask(one.port, "GET", path)
         assert response.status == 404
         assert response.json()["error"]["code"] == "stream_not_found"
-    await becomes(one.port, "/healthz", 200, key=None)
-    connection = await Connection.open(one.port)
-    await connection.send("GET", f"{STREAMS}/b-{'0' * 32}", headers={"X-Millrace-Passed-On": "1"})
-    assert await connection.head() == 404
+    made = await begin(one.port)
+    other = "b" if made["id"].startswith("a-") else "a"
+    for headers, status in (({}, 200), ({"X-Millrace-Passed-On": "1"}, 404)):
+        connection = private(tmp_path / f"{other}.sock")
+        await connection.send("GET", f"{STREAMS}/{made['id']}", headers=headers)
+        assert await connection.head() == status
