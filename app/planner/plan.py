@@ -17,12 +17,17 @@ from planner.problem import PlanError, TooLarge
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 
-BANDWIDTH_SHARE = 0.6
-"""Of a card's memory bandwidth that reading the weights reaches with one reader."""
-LAYER_SECONDS = 50e-6
+BANDWIDTH_SHARE = 0.85
+"""Of a card's memory bandwidth that reading the weights reaches with one reader; this and the next
+as measured on an H100 (docs/measurements.md)."""
+LAYER_SECONDS = 30e-6
 """What a layer takes besides: a quick model is bound by its kernels' launches, not by memory."""
-CROWD = 16
-"""Readers until which the pace of all grows with their number, about."""
+EXPERT_LAYER_SECONDS = 50e-6
+"""The same of a layer with experts."""
+CROWD = 40
+"""The pace of all is so many times that of one, about; reached with 64 readers and more."""
+EXPERT_CROWD = 16
+"""The same with experts, of which a crowd wakes all: more weights are read for each step."""
 GATEWAY_TOKEN_SECONDS = 0.0004
 """CPU time of LiteLLM's pass-through for one streamed token, measured (0.29 to 0.40 ms)."""
 BACKEND_WORKERS = 1
@@ -164,8 +169,10 @@ def _pace(place: Placement) -> dict[str, float]:
         return {"one": 0.0, "all": 0.0}
     layers = len(place.model.shape.layers)
     reading = weights * active / total / (BANDWIDTH_SHARE * bandwidth)
-    one = 1 / (reading + LAYER_SECONDS * layers)
-    many = min(CROWD, place.fit.load.max_num_seqs) * place.data_parallel_size
+    has_experts = bool(place.model.shape.experts)
+    one = 1 / (reading + (EXPERT_LAYER_SECONDS if has_experts else LAYER_SECONDS) * layers)
+    crowd = EXPERT_CROWD if has_experts else CROWD
+    many = min(crowd, place.fit.load.max_num_seqs) * place.data_parallel_size
     return {"one": one, "all": one * many}
 
 

@@ -46,6 +46,8 @@ QUERY = {
     "power.limit": "power_limit_watts",
 }
 TOOL_SECONDS = 30
+TERMINAL = re.compile(r"\x1b\[[0-9;]*m")
+"""What nvidia-smi underlines with, also where no terminal is."""
 
 
 def read(path: Path, default: str = "") -> str:
@@ -162,7 +164,7 @@ def described_by_driver() -> tuple[dict[str, dict[str, Any]], str, str]:
             "power_limit_watts": number(told["power_limit_watts"]),
         }
     topology = run("nvidia-smi", "topo", "-m")[1] if len(seen) > 1 else ""
-    return seen, "", topology
+    return seen, "", TERMINAL.sub("", topology)
 
 
 def switch(text: str) -> bool | None:

@@ -29,7 +29,7 @@ case "$1" in
 00000000:41:00.0, GPU-bbbb, NVIDIA A100-SXM4-80GB, 81920, 8.0, Enabled, Disabled, 400.00
 END
     ;;
-    topo) echo "        GPU0    GPU1" ;;
+    topo) printf '\\t\\033[4mGPU0\\tGPU1\\033[0m\\n' ;;
 esac
 """
 MISMATCH = """\
@@ -125,7 +125,7 @@ def test_what_a_running_driver_adds(tmp_path: Path, tool: Any) -> None:
     driver = seen["driver"]
     assert (driver["module_version"], driver["module_flavour"]) == ("580.95.05", "open")
     assert driver["library_version"] == "580.95.05"
-    assert "GPU1" in driver["topology"]
+    assert driver["topology"].split() == ["GPU0", "GPU1"], "as text, whatever it underlines"
     assert not driver["problem"]
 
 

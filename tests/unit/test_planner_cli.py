@@ -124,6 +124,7 @@ def test_a_model_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
         ("rtx-5090", 0, "NVIDIA GeForce RTX 5090", ""),
         ("two-rtx-5090", 0, "NVIDIA GeForce RTX 5090", ""),
         ("mixed", 0, "NVIDIA GeForce RTX 5090", ""),
+        ("h100", 0, "NVIDIA H100 80GB HBM3", ""),
         ("no-gpu", 1, "", "no NVIDIA card"),
         ("foreign", 1, "", "1002:744c is not from NVIDIA"),
         ("unknown", 1, "", "does not know NVIDIA's ffff"),
@@ -240,3 +241,35 @@ def sandbox_machine() -> Any:
         return importlib.import_module("millrace_sandbox.machine")
     finally:
         sys.path.remove(str(folder))
+
+
+def test_a_true_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the hardware module read on a rented H100, its driver running."""
+    code, plan = told(capsys, "--machine", str(MACHINES / "h100/facts.json"))
+    assert code == 0
+    (gpu,) = plan["machine"]["gpus"]
+    # torch saw 79.1787 GiB there: of what a plan gives away, a hundredth more would be missed.
+    assert gpu["memory_gib"] == pytest.approx(79.1787, abs=0.02)
+    assert (gpu["compute_capability"], gpu["pci_address"]) == ("9.0", "0000:00:06.0")
+    assert plan["engine"]["gpus"] == [gpu["uuid"]]
+    assert plan["driver"]["flavour"] == "open"
+    assert plan["driver"]["branch"] == "580"
+    assert plan["refusals"] == []
+
+
+@pytest.mark.parametrize(
+    ("model", "one", "crowd"),
+    # docs/measurements.md: tokens a second of one reader, and of 64.
+    [
+        ("Qwen/Qwen3-8B", 146, 5714),
+        ("meta-llama/Llama-3.1-8B-Instruct", 154, 5436),
+        ("Qwen/Qwen3-30B-A3B", 210, 3813),
+    ],
+)
+def test_the_pace_is_about_what_was_measured(
+    model: str, one: float, crowd: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, plan = told(capsys, "--machine", str(MACHINES / "h100/facts.json"), "--model", model)
+    pace = plan["engine"]["tokens_per_second"]
+    assert pace["one"] == pytest.approx(one, rel=0.1)
+    assert pace["all"] == pytest.approx(crowd, rel=0.2)
