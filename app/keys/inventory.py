@@ -16,7 +16,7 @@ KEY_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent_streams")
 _FIELDS = ("key", "expires", "models", "limits")
 _EARLIEST = 1_000_000_000
-_RESERVED = "streamcheck"
+RESERVED = "streamcheck"
 
 
 def keys_file(clients: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def client_problems(clients: Any) -> list[str]:
     problems = []
     for name, client in clients.items():
         problems += [f"{setting}: {problem}" for problem in _problems_of(str(name), client)]
-    if _RESERVED in clients:
-        problems.append(f"{setting}: the name {_RESERVED} is the stream check's own.")
+    if RESERVED in clients:
+        problems.append(f"{setting}: the name {RESERVED} is the stream check's own.")
     texts = [_text_or_nothing(client) for client in clients.values()]
     if len(set(texts)) != len(texts):
         problems.append(f"{setting}: two clients share a key; each needs its own.")
