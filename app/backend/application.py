@@ -60,6 +60,7 @@ def build(settings: Settings) -> ASGIApp:
     pool = Pool(settings.streams_buffer_bytes)
     store = RedisStore(settings, pool) if "redis" in settings.store_url else StreamStore()
     streams = Streams(settings, tag_of(instance), pool, store)
+    admission = Admission(settings)
     metrics = Metrics()
     metrics.watch_tokens(readiness.token_age)
 
@@ -82,6 +83,7 @@ def build(settings: Settings) -> ASGIApp:
         watch.cancel()
         await asyncio.wait({watch})
         await peers.close()
+        await admission.close()
         await upstream.close()
 
     # No docs pages; /openapi.json lies behind the keys like everything else.
@@ -89,9 +91,7 @@ def build(settings: Settings) -> ASGIApp:
         title="Millrace", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     errors.install(app)
-    services = Services(
-        settings, upstream, readiness, metrics, Admission(), RequestParser(settings)
-    )
+    services = Services(settings, upstream, readiness, metrics, admission, RequestParser(settings))
     app.include_router(make_router(services))
     app.include_router(make_session_router(settings, keys, doors, sessions))
     app.include_router(make_stream_router(services, streams))

@@ -42,16 +42,20 @@ class Services:
         exchange.stream = request.stream
         permit = await self.admission.admit(exchange.key, request.ask)
         exchange.headers += permit.headers
-        return Relay(
-            settings=self.settings,
-            upstream=self.upstream,
-            readiness=self.readiness,
-            exchange=exchange,
-            api=api,
-            request=request,
-            permit=permit,
-            metrics=self.metrics,
-        )
+        try:
+            return Relay(
+                settings=self.settings,
+                upstream=self.upstream,
+                readiness=self.readiness,
+                exchange=exchange,
+                api=api,
+                request=request,
+                permit=permit,
+                metrics=self.metrics,
+            )
+        except BaseException:
+            await permit.close(None)
+            raise
 
 
 class NoResponse(Response):

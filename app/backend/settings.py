@@ -98,10 +98,17 @@ class Settings(Strict):
     streams_kept_per_key: Annotated[int, Field(ge=1, le=100_000)] = 64
     streams_kept: Annotated[int, Field(ge=1, le=100_000)] = 1024
     # Where what several backends share is kept: memory:// for one; redis://…, rediss://… or
-    # redis+unix://… (Valkey as well). Chat streams then outlive the backend that makes them.
+    # redis+unix://… (Valkey as well). Chat streams then outlive the backend that makes them, and
+    # the limits of a key hold over all backends.
     store_url: Annotated[
         str, StringConstraints(pattern=r"^(memory://|(rediss?|redis\+unix)://\S+)$")
     ] = "memory://"
+    # Answers under way at once, in all; who comes then waits, or is told to come again (503).
+    house_streams: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    house_queue_length: Annotated[int, Field(ge=0, le=100_000)] = 1024
+    house_wait_seconds: Seconds = 60
+    # Of a key with a limit of tokens: set aside for an answer whose bound the client did not say.
+    reserved_answer_tokens: Annotated[int, Field(ge=1, le=10_000_000)] = 1024
     # Where each instance listens for the others, by MILLRACE_INSTANCE: who asks for a stream that
     # lives in one that drains is passed on to it.
     stream_peers: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")], Path] = {}

@@ -91,7 +91,7 @@ def serving_plan(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> di
     owners_driver = decided["driver"]["source"] == "none"
     workers = decided["workers"]
     return {
-        **_common(settings, workers["gateway"], workers["backend"]),
+        **_common(settings, workers["gateway"], workers["backend"], engines),
         "engines": engines,
         "hardware": {"cards": _cards(hardware, engines, decided["engines"])},
         "decided": decided,
@@ -104,9 +104,10 @@ def _on_cpu(settings: Mapping[str, Any], hardware: Mapping[str, Any]) -> dict[st
     cores = max(int(settings["cores"]), 1)
     workers = max(1, min(4, cores // 4))
     name = str(settings["model"]) or RECITAL
+    engines = [_engine(settings, name, 0, None, _cpu_tokens(settings, name))]
     return {
-        **_common(settings, workers, BACKEND_WORKERS),
-        "engines": [_engine(settings, name, 0, None, _cpu_tokens(settings, name))],
+        **_common(settings, workers, BACKEND_WORKERS, engines),
+        "engines": engines,
         "hardware": {"cards": _cards(hardware, [], [])},
         "decided": None,
         "refusals": [],
@@ -156,13 +157,27 @@ def _cards(
     return found
 
 
-def _common(settings: Mapping[str, Any], gateway: int, backend: int) -> dict[str, Any]:
+def _streams(engines: list[dict[str, Any]]) -> int:
+    """Return how many answers all engines work on at once; a further one would wait in vLLM, where
+    nobody is told that it does.
+    """
+    arguments = [engine["arguments"] for engine in engines]
+    return sum(
+        int(given.get("max-num-seqs") or 0) * int(given.get("data-parallel-size") or 1)
+        for given in arguments
+    )
+
+
+def _common(
+    settings: Mapping[str, Any], gateway: int, backend: int, engines: list[dict[str, Any]]
+) -> dict[str, Any]:
     metrics = int(settings["metrics_port"])
     return {
         "version": PLAN_VERSION,
         "gateway": {"port": int(settings["gateway_port"]), "workers": gateway},
         "backend": {
             "workers": backend,
+            "streams": _streams(engines),
             # Two instances, of which one hands over to the other at a change.
             "metrics_ports": {"a": metrics, "b": metrics + 1},
         },

@@ -113,7 +113,7 @@ def test_the_plan_has_the_shape_that_roles_render() -> None:
     assert plan["version"] == 4
     assert plan["refusals"] == []
     assert set(plan["gateway"]) == {"port", "workers"}
-    assert set(plan["backend"]) == {"workers", "metrics_ports"}
+    assert set(plan["backend"]) == {"workers", "streams", "metrics_ports"}
     assert plan["backend"]["metrics_ports"] == {"a": 9464, "b": 9465}
     assert set(engine()) == {
         "name", "device", "model", "port", "weight", "kv_cache_tokens", "arguments", "environment",
