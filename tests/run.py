@@ -2,6 +2,9 @@
 
 Stages: lint, unit, app, browser, host. A stage that fails does not stop the later ones, so that one
 run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
+
+Within a stage, what does not disturb one another runs side by side (`beside`). Nothing runs beside
+tests that judge by short times: those of unit and app, and the host tests marked `timing`.
 """
 
 from __future__ import annotations
@@ -15,8 +18,12 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -25,7 +32,9 @@ REPORTS = ROOT / "artefacts"
 SERVERS = "inventory/sandbox/test.yml"
 VLLM_DEFAULTS = ROOT / "roles/vllm/defaults/main.yml"
 PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
-"""The servers of the test inventory, and the Python that their distribution has."""
+"""The servers that everything is tested on, and the Python that their distribution has."""
+CARDS, LIKE_CARDS = "millrace-cards", "millrace-deb12"
+"""The server that cards are plugged into, and the one that has the same Python."""
 
 STAGES = ("lint", "unit", "app", "browser", "host")
 WEB = ROOT / "app/web"
@@ -33,8 +42,9 @@ WEB = ROOT / "app/web"
 
 @dataclass
 class Tally:
-    """How many checks came out how, and which stages took how long."""
+    """How many checks came out how, which took how long, and where their output goes."""
 
+    out: TextIO = sys.stdout
     passed: int = 0
     failed: int = 0
     skipped: int = 0
@@ -63,17 +73,63 @@ class Tally:
             self.skipped += skipped
             self.passed += total - failed - skipped
 
+    def add(self, other: Tally) -> None:
+        """Add what another one counted."""
+        self.passed += other.passed
+        self.failed += other.failed
+        self.skipped += other.skipped
+        self.seconds |= other.seconds
+
+    def say(self, text: str) -> None:
+        """Print a line where the output goes."""
+        print(text, file=self.out, flush=True)
+
+    def call(self, name: str, command: list[str]) -> bool:
+        """Run a command, keep its seconds, and return whether it succeeded."""
+        began = time.monotonic()
+        done = subprocess.run(
+            command, cwd=ROOT, check=False, stdout=self.out, stderr=subprocess.STDOUT
+        )
+        self.seconds[name] = time.monotonic() - began
+        return done.returncode == 0
+
+
+Checks = Callable[[Tally], bool]
+
+
+@contextmanager
+def beside(tally: Tally, lanes: Mapping[str, Checks]) -> Iterator[list[bool]]:
+    """Run lanes of checks beside what stands in the `with` block, and wait for them at its end.
+
+    Yields a list that holds each lane's result afterwards. What a lane prints is shown whole then,
+    so that nothing is mixed up.
+    """
+    results: list[bool] = []
+    logs = {name: REPORTS / f"{name}.log" for name in lanes}
+    tallies = {name: Tally(out=log.open("w")) for name, log in logs.items()}
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        running = {name: pool.submit(lane, tallies[name]) for name, lane in lanes.items()}
+        try:
+            yield results
+        finally:
+            for name, future in running.items():
+                tally.say(f"-- {name}: waiting for what runs beside")
+                error = future.exception()
+                tallies[name].out.close()
+                tally.say(f"-- {name}: all of it\n{logs[name].read_text()}")
+                tally.add(tallies[name])
+                if error is not None:
+                    raise error
+                results.append(future.result())
+
 
 def run(tally: Tally, name: str, command: list[str]) -> bool:
     """Run one check with its output shown; count it and return whether it passed."""
-    print(f"-- {name}: {' '.join(command)}", flush=True)
-    began = time.monotonic()
-    good = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-    took = time.monotonic() - began
-    tally.seconds[name] = took
+    tally.say(f"-- {name}: {' '.join(command)}")
+    good = tally.call(name, command)
     tally.passed += good
     tally.failed += not good
-    print(f"-- {name}: {'passed' if good else 'FAILED'} in {took:.0f} s\n", flush=True)
+    tally.say(f"-- {name}: {'passed' if good else 'FAILED'} in {tally.seconds[name]:.0f} s\n")
     return good
 
 
@@ -81,13 +137,11 @@ def pytest(tally: Tally, name: str, arguments: list[str]) -> bool:
     """Run pytest; its own counts go into the tally."""
     report = REPORTS / f"{name}.xml"
     report.unlink(missing_ok=True)
-    began = time.monotonic()
-    print(f"-- {name}", flush=True)
-    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    tally.seconds[name] = time.monotonic() - began
+    tally.say(f"-- {name}")
+    command = [sys.executable, "-m", "pytest", f"--junitxml={report}", "--durations=25", *arguments]
+    good = tally.call(name, command)
     tally.add_report(report)
-    return code == 0
+    return good
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -144,10 +198,11 @@ def lint(tally: Tally) -> bool:
         "shellcheck": ["shellcheck", "millrace", ".ci/run", *tracked("*.sh")],
         "the page": ["npm", "--prefix", str(WEB), "run", "--silent", "check"],
         "yamllint": ["yamllint", "--strict", "."],
-        "ansible-lint": ["ansible-lint", "--offline", "--profile=production"],
     }
-    results = [run(tally, name, command) for name, command in checks.items()]
-    return all(results)
+    slow = ["ansible-lint", "--offline", "--profile=production"]
+    with beside(tally, {"ansible-lint": lambda own: run(own, "ansible-lint", slow)}) as results:
+        good = [run(tally, name, command) for name, command in checks.items()]
+    return all(good + results)
 
 
 def playbook(*arguments: str) -> list[str]:
@@ -182,23 +237,43 @@ def no_engine(python: str) -> str:
     return f"no CPU build of torch {torch[1]} for Python {python} can be had from this machine"
 
 
-def provision(tally: Tally) -> bool:
-    """Set the servers up, each as far as its Python lets it go."""
-    good = True
-    for server, python in PYTHONS.items():
-        reason = no_engine(python)
-        parts = ["--skip-tags", "vllm,verify"] if reason else []
+def provision(server: str, reason: str) -> Checks:
+    """Return what sets a server up: without the engine where there is a `reason`.
+
+    Whether it streams is judged by short times, so the proof of that waits until nothing runs
+    beside it.
+    """
+    skip = "vllm,verify" if reason else "verify"
+    command = playbook("site.yml", "--limit", server, "--skip-tags", skip)
+
+    def site(tally: Tally) -> bool:
         if reason:
-            print(f"-- {server}: without the engine: {reason}", flush=True)
-        good = (
-            run(tally, f"site.yml {server}", playbook("site.yml", "--limit", server, *parts))
-            and good
-        )
+            tally.say(f"-- {server}: without the engine: {reason}")
+        good = run(tally, f"site.yml {server}", command)
         if reason:
             note = f"content='{reason}' dest=/etc/millrace/no-engine mode=0644"
-            command = ["ansible", server, "-i", SERVERS, "-m", "ansible.builtin.copy", "-a", note]
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return good
+            copy = ["ansible", server, "-i", SERVERS, "-m", "ansible.builtin.copy", "-a", note]
+            subprocess.run(copy, cwd=ROOT, check=True, capture_output=True)
+        return good
+
+    return site
+
+
+def host_tests(tally: Tally, name: str, *arguments: str) -> bool:
+    """Run some of the host tests; the servers are there."""
+    return pytest(tally, name, ["-p", "no:cacheprovider", *arguments])
+
+
+def cards(reason: str) -> Checks:
+    """Return what tests the cards, on a server of their own; without an engine they are skipped."""
+    site = provision(CARDS, reason)
+    tests = ["tests/host/test_cards.py", "-m", "not timing"]
+    return lambda tally: site(tally) and host_tests(tally, "cards", *tests)
+
+
+def driver(tally: Tally) -> bool:
+    """Test the driver: on a server of its own, which needs no more than the system."""
+    return host_tests(tally, "driver", "tests/host/test_driver.py")
 
 
 def host(tally: Tally) -> bool:
@@ -207,15 +282,38 @@ def host(tally: Tally) -> bool:
         print("-- host: skipped, making servers with systemd-nspawn needs root")
         tally.skipped += 1
         return True
+    tested = ["--limit", ",".join(PYTHONS)]
+    checked = playbook("site.yml", *tested, "--check", "--diff")
     try:
         return (
             run(tally, "fresh servers", sandbox("rebuilt"))
-            and run(tally, "check mode, fresh", playbook("site.yml", "--check", "--diff"))
-            and provision(tally)
-            and pytest(tally, "host", ["tests/host", "-p", "no:cacheprovider"])
+            and run(tally, "check mode, fresh", checked)
+            and whole_and_asked(tally)
         )
     finally:
         run(tally, "servers down", sandbox("absent"))
+
+
+def whole_and_asked(tally: Tally) -> bool:
+    """Set the fresh servers up and run every host test on them."""
+    reasons = {server: no_engine(python) for server, python in PYTHONS.items()}
+    first, *others = [(server, provision(server, reason)) for server, reason in reasons.items()]
+    with_engine = [server for server, reason in reasons.items() if not reason]
+    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver")]
+    rest = ["tests/host", *(f"--ignore={file}" for file in own), "-m", "not timing"]
+    with beside(tally, {"cards": cards(reasons[LIKE_CARDS]), "driver": driver}) as lanes:
+        with beside(tally, dict(others)) as provisioned:
+            provisioned_first = first[1](tally)
+        up = provisioned_first and all(provisioned)
+        good = up and host_tests(tally, "host", *rest)
+    if not up:
+        return False
+    # Here all is quiet.
+    if with_engine:
+        proof = playbook("playbooks/verify.yml", "--limit", ",".join(with_engine))
+        good = run(tally, "it streams", proof) and good
+    timing = host_tests(tally, "timing", "tests/host", "-m", "timing")
+    return timing and good and all(lanes)
 
 
 def main() -> int:

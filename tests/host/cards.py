@@ -7,7 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
-from servers import ROOT, Server, playbook
+import pytest
+from servers import ROOT, Server, playbook, servers
 
 FIXTURES = ROOT / "tests/fixtures/nvidia"
 FOLDER = "/srv/nvidia"
@@ -40,7 +41,11 @@ class Played:
 
     def plug_in(self, machine: str) -> None:
         """Switch the server off, change its cards, and boot it."""
-        plug_in(self.server, machine)
+        done = playbook(
+            "playbooks/sandbox.yml", "--limit", self.server.name,
+            "-e", f"sandbox_machine={machine}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:]
 
     def report(self) -> dict[str, Any]:
         """What the guard found last."""
@@ -57,27 +62,25 @@ class Played:
         return told.split(" ", 1)[1] if told[1:2] == "i" else ""
 
 
-def plug_in(server: Server, machine: str) -> None:
-    """Boot a server with the cards of a profile."""
-    done = playbook(
-        "playbooks/sandbox.yml", "--limit", server.name, "-e", f"sandbox_machine={machine}"
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+def install(group: str) -> Played:
+    """Put everything in place that plays a card, on the server that these tests have of their own.
 
-
-def install(server: Server) -> Played:
-    """Put everything in place that plays a card."""
+    Nothing is put back afterwards: the server goes, and whoever wants to run the tests again makes
+    a fresh one.
+    """
+    own = list(servers(group).values())
+    if not own:
+        pytest.skip(f"the inventory has no server in the group {group}, whose hardware may change")
+    server = own[0]
     server.run("apt-get install -y -q gpg gpg-agent >/dev/null", timeout=300)
     packed = subprocess.run(["tar", "-C", FIXTURES, "-c", "."], check=True, capture_output=True)
     command = ["ssh", *server.ssh_arguments, f"root@{server.address}"]
     unpack = f"mkdir -p {FOLDER} && tar -C {FOLDER} -x && chmod -R a+rX {FOLDER}"
     subprocess.run([*command, unpack], input=packed.stdout, check=True)
-    key = server.run(
-        f"python3 {FOLDER}/repository.py --root {FOLDER}/www --folder debian12/x86_64 --url {URL}",
-        timeout=300,
-    ).strip()
+    make = f"repository.py --root {FOLDER}/www --folder debian12/x86_64 --url {URL}"
+    server.run(f"[ -e {FOLDER}/key ] || python3 {FOLDER}/{make} >{FOLDER}/key", timeout=300)
     place(server)
-    return Played(server, key)
+    return Played(server, server.run(f"cat {FOLDER}/key").strip())
 
 
 def place(server: Server) -> None:
@@ -87,11 +90,3 @@ def place(server: Server) -> None:
         f" && standin install {FOLDER}/www",
         timeout=60,
     )
-
-
-def remove(server: Server) -> None:
-    """Take all of it away, with what the role installed from there."""
-    ours = "dpkg-query -W -f='${Package}\\n' '*nvidia*' libcuda1 cuda-keyring 2>/dev/null"
-    server.run(f"apt-mark unhold $({ours}) >/dev/null 2>&1", check=False)
-    server.run(f"apt-get purge -y -q $({ours}) >/dev/null 2>&1", check=False, timeout=300)
-    server.run(f"standin remove; rm -rf {FOLDER} /usr/local/sbin/standin", timeout=60)

@@ -93,14 +93,18 @@ def figure(text: str) -> None:
         report.write(f"{text}\n")
 
 
+OWN = ("cards", "driver")
+"""Groups of servers that belong to the tests of that name, which change their hardware."""
+
+
 @functools.cache
-def servers() -> dict[str, Server]:
-    """All servers of the test inventory, by name."""
+def servers(pattern: str = "sandbox" + "".join(f":!{group}" for group in OWN)) -> dict[str, Server]:
+    """Servers of the test inventory by name; without a pattern, those that everybody may ask."""
     loader = DataLoader()
     inventory = InventoryManager(loader=loader, sources=[str(ROOT / INVENTORY)])
     variables = VariableManager(loader=loader, inventory=inventory)
     found = {}
-    for host in inventory.get_hosts("sandbox"):
+    for host in inventory.get_hosts(pattern):
         raw = variables.get_vars(host=host)
         templar = Templar(loader=loader, variables=raw)
 

@@ -61,6 +61,7 @@ def test_every_byte_arrives(engine: Server, protocol: str) -> None:
     assert seen.ended
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_it_streams_event_by_event(engine: Server, protocol: str) -> None:
     """Events per read ≤ 1.2; the best of three, for this machine has two cores and other work."""
@@ -222,6 +223,7 @@ def _falls_to_zero(server: Server, seconds: float) -> float:
     raise AssertionError(f"the engine still works after {seconds} s for a client who left")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_who_leaves_a_stream_frees_the_engine(engine: Server, protocol: str) -> None:
     long = chat(max_tokens=8000, ignore_eos=True)
@@ -230,6 +232,7 @@ def test_who_leaves_a_stream_frees_the_engine(engine: Server, protocol: str) -> 
     assert _falls_to_zero(engine, 2) < 2
 
 
+@pytest.mark.timing
 def test_who_leaves_before_a_plain_answer_frees_the_engine(engine: Server) -> None:
     wire = connect(engine.address, engine.secrets / "server.crt", "http/1.1")
     body = json.dumps(chat(stream=False, max_tokens=8000, ignore_eos=True)).encode()

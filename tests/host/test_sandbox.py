@@ -385,16 +385,24 @@ def killed_when(ready: object, run: subprocess.Popen[bytes]) -> None:
         assert run.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    helpers = [int(line.split()[0]) for line in helper_processes()]
-    for pid in (run.pid, *helpers):
+    for pid in (run.pid, *helpers_of(run.pid)):
         os.kill(pid, signal.SIGKILL)
     run.wait()
 
 
-def helper_processes() -> list[str]:
-    """The helper that one task of the playbook is running right now."""
-    lines = command("pgrep", "-a", "-f", "millrace_sandbox (up|image)$").splitlines()
-    return [line for line in lines if "python" in line]
+def helpers_of(run: int) -> list[int]:
+    """The helper that one task of a run is running right now; other runs have theirs."""
+    helpers = command("pgrep", "-f", "python.* millrace_sandbox (up|image)$").split()
+    return [int(pid) for pid in helpers if run in ancestors(int(pid))]
+
+
+def ancestors(pid: int) -> list[int]:
+    """The processes that a process came from, as far up as they still are."""
+    found: list[int] = []
+    while pid > 1:
+        pid = int(command("ps", "-o", "ppid=", "-p", str(pid)).strip() or 0)
+        found.append(pid)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 from faults import FAULTS, Fault
 from servers import INVENTORY, Server, figure, playbook
+from test_again import changes, check_mode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fixtures"))
 from confusion import Checked, Confusion, check
 from faulty_proxy import FaultyProxy
+
+pytestmark = pytest.mark.timing
 
 HEALTHY_RUNS = int(os.environ.get("MILLRACE_HEALTHY_RUNS", "3"))
 """How often in a row the healthy chain must pass, idle and busy each; 50 by hand."""
@@ -134,9 +137,15 @@ def test_a_run_fails_with_the_verdict_and_so_does_the_unit(engine: Server) -> No
         assert "nginx on the server breaks the stream" in said
         assert "proxy_buffering off" in said
     assert unit in failed
-    assert playbook("playbooks/verify.yml", "--limit", engine.name).returncode == 0
+    done = playbook("playbooks/verify.yml", "--limit", engine.name)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert changes(done.stdout) == {engine.name: 0}
     engine.run(f"systemctl start {unit}", timeout=200)
     assert unit not in engine.run("systemctl --failed --plain --no-legend")
+
+
+def test_a_run_in_check_mode_proves_it_and_tells_no_secret(engine: Server) -> None:
+    check_mode("playbooks/verify.yml", "--limit", engine.name)
 
 
 @pytest.mark.breaks
