@@ -3,8 +3,8 @@
 Stages: lint, unit, app, browser, host. A stage that fails does not stop the later ones, so that one
 run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
 
-Within a stage, what does not disturb one another runs side by side (`beside`). Nothing runs beside
-tests that judge by short times: those of unit and app, and the host tests marked `timing`.
+What does not disturb one another runs side by side (`beside`). Nothing runs beside tests that judge
+by short times: those of app, and the host tests marked `timing`.
 """
 
 from __future__ import annotations
@@ -105,6 +105,9 @@ def beside(tally: Tally, lanes: Mapping[str, Checks]) -> Iterator[list[bool]]:
     so that nothing is mixed up.
     """
     results: list[bool] = []
+    if not lanes:
+        yield results
+        return
     logs = {name: REPORTS / f"{name}.log" for name in lanes}
     tallies = {name: Tally(out=log.open("w")) for name, log in logs.items()}
     with ThreadPoolExecutor(len(lanes)) as pool:
@@ -165,14 +168,17 @@ def web_unit(tally: Tally) -> bool:
     """Run the tests of the page's pure parts under Node's own runner."""
     report = REPORTS / "web.xml"
     began = time.monotonic()
-    print("-- web")
+    tally.say("-- web")
     reporters = ["--test-reporter=dot", "--test-reporter-destination=stdout"]
     reporters += ["--test-reporter=junit", f"--test-reporter-destination={report}"]
     tests = [str(file) for file in sorted((WEB / "test").glob("*.test.ts"))]
-    code = subprocess.run(["node", "--test", *reporters, *tests], cwd=WEB, check=False).returncode
+    done = subprocess.run(
+        ["node", "--test", *reporters, *tests],
+        cwd=WEB, check=False, stdout=tally.out, stderr=subprocess.STDOUT,
+    )  # fmt: skip
     tally.seconds["web"] = time.monotonic() - began
     tally.add_cases(report)
-    return code == 0
+    return done.returncode == 0
 
 
 def browser(tally: Tally) -> bool:
@@ -203,6 +209,12 @@ def lint(tally: Tally) -> bool:
     with beside(tally, {"ansible-lint": lambda own: run(own, "ansible-lint", slow)}) as results:
         good = [run(tally, name, command) for name, command in checks.items()]
     return all(good + results)
+
+
+def unit(tally: Tally) -> bool:
+    """Run what needs no service."""
+    good = pytest(tally, "unit", ["tests/unit"])
+    return web_unit(tally) and good
 
 
 def playbook(*arguments: str) -> list[str]:
@@ -328,14 +340,12 @@ def main() -> int:
     REPORTS.mkdir()
     tally = Tally()
     began = time.monotonic()
-    good = True
     if {"lint", "unit", "browser"} & set(stages):
         install_web()
-    if "lint" in stages:
-        good = lint(tally)
-    if "unit" in stages:
-        good = pytest(tally, "unit", ["tests/unit"]) and good
-        good = web_unit(tally) and good
+    quick = {"lint": lint, "unit": unit}
+    with beside(tally, {name: quick[name] for name in quick if name in stages}) as results:
+        pass
+    good = all(results)
     if "app" in stages:
         good = pytest(tally, "app", ["tests/app"]) and good
     if "browser" in stages:
