@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 from servers import INVENTORY, ROOT, Server
 
+pytestmark = pytest.mark.timing
+
 CLIENTS = ROOT / "tests/clients"
 VENV = ROOT / ".venv.clients"
 PROGRAMS = (
