@@ -16,7 +16,7 @@ from servers import RECITAL, Server, figure
 from test_api import PROTOCOLS, ask, chat, get, streams
 from wire import Reads
 
-pytestmark = [pytest.mark.breaks, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.breaks, pytest.mark.timing, pytest.mark.timeout(600)]
 
 CLIENTS = 24
 HANDOVERS = RELOADS = 5
