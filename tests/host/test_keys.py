@@ -15,6 +15,8 @@ from test_api import chat, get
 from wire import post
 
 NAME = "host-test"
+pytestmark = pytest.mark.timing
+
 SEEN_SECONDS = 1.0
 
 
