@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from backend.api_request import unknown_model
 from backend.apis import APIS, Api
 from backend.exchange import exchange_of, key_of
+from backend.openapi import answers
 from backend.services import NO_STORE, NoResponse, Services, body_of
 from backend.settings import Model
 
@@ -19,14 +20,14 @@ def add_openai_routes(router: APIRouter, services: Services) -> None:
     """Add the endpoints of apis.py and the list of models."""
     models = {model.id: model for model in services.settings.models}
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=answers({}))
     async def list_models(request: Request) -> JSONResponse:
         """List the models that the key may ask for."""
         key = key_of(request.scope)
         listed = [_entry(model) for model in models.values() if key.may_use(model.id)]
         return JSONResponse({"object": "list", "data": listed}, headers=NO_STORE)
 
-    @router.get("/v1/models/{model_id:path}")
+    @router.get("/v1/models/{model_id:path}", responses=answers({}, 404))
     async def one_model(model_id: str, request: Request) -> JSONResponse:
         """Describe one model."""
         if model_id not in models or not key_of(request.scope).may_use(model_id):
@@ -41,6 +42,7 @@ def add_openai_routes(router: APIRouter, services: Services) -> None:
             name=api.name,
             description=f"OpenAI's {api.path}; the fields that are taken are those listed.",
             response_class=Response,
+            responses=answers({200: _answer(api)}, 400, 403, 404, 413, 500, 502, 503, 504),
             openapi_extra=_openapi(api, sorted(models)),
         )
 
@@ -63,6 +65,13 @@ def _entry(model: Model) -> dict[str, Any]:
         "created": model.created,
         "owned_by": model.owned_by,
     }
+
+
+def _answer(api: Api) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {}}
+    if api.streams:
+        content["text/event-stream"] = {}
+    return {"description": "The engine's own answer, byte for byte.", "content": content}
 
 
 def _openapi(api: Api, model_ids: list[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from backend.emission import parse_plan, query_openapi, request_facts
 from backend.emitter import Emitter
 from backend.exchange import exchange_of
 from backend.openai_routes import add_openai_routes
+from backend.openapi import EVENTS, answers
 from backend.services import NO_STORE, NoResponse, Services, body_of
 from backend.status import add_status_route
 
@@ -32,10 +33,18 @@ def make_router(services: Services) -> APIRouter:
         ready, body = services.readiness.report()
         return JSONResponse(body, status_code=200 if ready else 503, headers=NO_STORE)
 
-    @router.get("/v1/streamcheck", response_class=Response, openapi_extra=emission_openapi)
+    emission_answers = answers({200: EVENTS}, 400, 403, 413)
+
+    @router.get(
+        "/v1/streamcheck",
+        response_class=Response,
+        responses=emission_answers,
+        openapi_extra=emission_openapi,
+    )
     @router.post(
         "/v1/streamcheck",
         response_class=Response,
+        responses=emission_answers,
         openapi_extra={**emission_openapi, "requestBody": {"content": {"*/*": {}}}},
     )
     async def streamcheck(request: Request) -> Response:

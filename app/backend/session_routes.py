@@ -13,6 +13,7 @@ from backend.doors import Doors, address_of
 from backend.errors import ApiError
 from backend.exchange import exchange_of, key_of
 from backend.keys import KeyRing
+from backend.openapi import answers
 from backend.services import NO_STORE, NoResponse, body_of
 from backend.sessions import Sessions, cross_site, is_same_origin
 from backend.settings import Settings, Strict
@@ -40,7 +41,13 @@ def make_session_router(
     """Return the routes of the cookie session."""
     router = APIRouter(redirect_slashes=False)
 
-    @router.post("/v1/session", status_code=204, response_class=Response, openapi_extra=_OPENAPI)
+    @router.post(
+        "/v1/session",
+        status_code=204,
+        response_class=Response,
+        responses=answers({}, 400, 403, 413),
+        openapi_extra=_OPENAPI,
+    )
     async def log_in(request: Request) -> Response:
         """Begin a session with a key; the answer sets the cookie."""
         # Else another site could log the reader in with a key of its own, and see the bill grow.
@@ -60,7 +67,7 @@ def make_session_router(
         headers = {**NO_STORE, "set-cookie": sessions.begin(key)}
         return Response(status_code=204, headers=headers)
 
-    @router.get("/v1/session")
+    @router.get("/v1/session", responses=answers({}))
     async def show(request: Request) -> JSONResponse:
         """Tell whose session this is, and what its key may do."""
         key = key_of(request.scope)
@@ -72,7 +79,9 @@ def make_session_router(
         }
         return JSONResponse(told, headers=NO_STORE)
 
-    @router.delete("/v1/session", status_code=204, response_class=Response)
+    @router.delete(
+        "/v1/session", status_code=204, response_class=Response, responses=answers({}, 403)
+    )
     async def log_out() -> Response:
         """End the session: the answer takes the cookie away."""
         return Response(status_code=204, headers={**NO_STORE, "set-cookie": sessions.end()})

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from backend.last_check import CheckReport, LastCheck
+from backend.openapi import answers
 from backend.services import NO_STORE, Services
 
 # However many look, the gateway is asked once in so long.
@@ -63,7 +64,7 @@ def add_status_route(router: APIRouter, services: Services) -> None:
     gateway = Gateway(services)
     last_check = LastCheck(services.settings.streamcheck_summary)
 
-    @router.get("/v1/status")
+    @router.get("/v1/status", responses=answers({}))
     async def status(request: Request, response: Response) -> Status:
         """Tell how each hop is, and what the last stream check found."""
         response.headers.update(NO_STORE)

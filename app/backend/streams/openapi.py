@@ -5,33 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-_ERRORS = {
-    400: "The request is not understood.",
-    401: "There is no key, or it is not good.",
-    403: "The key may not do this, or another site made the browser ask.",
-    404: "There is no such stream for this key, or no such model.",
-    410: "The events asked for are no longer kept.",
-    413: "The body is too large.",
-    429: "The key has had its share.",
-    500: "The server failed.",
-    502: "The model server failed.",
-    503: "There is no place, or the server is restarting.",
-    504: "The model server did not answer in time.",
-}
 _STRING = {"type": "string"}
 _INTEGER = {"type": "integer"}
 _BOOLEAN = {"type": "boolean"}
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {"message": _STRING, "type": _STRING},
-        }
-    },
-}
 
 
 def _json(description: str, properties: dict[str, Any]) -> dict[str, Any]:
@@ -72,28 +48,6 @@ POLLED = _json(
 )
 STOPPED = _json("The generation has ended.", {"id": _STRING, "ended": _BOOLEAN})
 TICKET = _json("A ticket for one connection.", _TICKET)
-EVENTS = {
-    "description": "The events, each with its id; the last one's data is [DONE].",
-    # One event, as FastAPI describes its own.
-    "content": {
-        "text/event-stream": {
-            "itemSchema": {
-                "type": "object",
-                "required": ["data"],
-                "properties": {"id": _STRING, "data": _STRING, "retry": _INTEGER},
-            }
-        }
-    },
-}
-
-
-def answers(good: dict[int, dict[str, Any]], *errors: int) -> dict[int | str, dict[str, Any]]:
-    """Return the responses of a route: its own, and the errors it may answer with."""
-    content = {"application/json": {"schema": _ERROR}}
-    documented: dict[int | str, dict[str, Any]] = dict(good.items())
-    for code in (401, *errors):
-        documented[code] = {"description": _ERRORS[code], "content": content}
-    return documented
 
 
 def create_body(model_ids: Iterable[str]) -> dict[str, Any]:

@@ -12,15 +12,14 @@ from starlette.responses import JSONResponse, Response
 from backend.apis import CHAT
 from backend.errors import ApiError
 from backend.exchange import exchange_of, key_of
+from backend.openapi import EVENTS, answers
 from backend.services import NO_STORE, NoResponse, Services, body_of
 from backend.streams.openapi import (
     CREATED,
     DESCRIPTION,
-    EVENTS,
     POLLED,
     STOPPED,
     TICKET,
-    answers,
     create_body,
 )
 from backend.streams.reading import EventsAnswer, PollAnswer, events_gone
