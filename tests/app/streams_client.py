@@ -14,12 +14,12 @@ STREAMS = "/v1/chat/streams"
 
 
 async def begin(port: int, body: bytes | None = None, key: str = KEY) -> dict[str, Any]:
-    """Make a stream and return what was answered."""
+    """Make a stream and return what was answered, with the id of the request."""
     response = await ask(port, "POST", STREAMS, body or chat(), key=key)
     assert response.status == 201, response
     made = response.json()
     assert isinstance(made, dict)
-    return made
+    return {**made, "request_id": response.headers["x-request-id"]}
 
 
 @dataclass

@@ -52,8 +52,8 @@ async def test_a_stop_frees_the_engine_at_once_and_ends_the_readers(port, upstre
     assert (await Reader.open(port, made["events"], after=len(seen))).status == 204
     again = await ask(port, "POST", f"{STREAMS}/{made['id']}/stop")
     assert again.json()["ended"] is True
-    await eventually(lambda: line_of(logs))
-    assert line_of(logs)["ended"] == "stopped"
+    await eventually(lambda: line_of(logs, made))
+    assert line_of(logs, made)["ended"] == "stopped"
 
 
 async def test_a_stop_before_the_first_token(port, upstream):
@@ -77,8 +77,8 @@ async def test_a_stream_that_nobody_reads_is_aborted_after_the_grace(start_backe
     seen = await (await Reader.open(port, made["events"])).rest()
     assert json.loads(seen[-2][1])["error"]["code"] == "stream_abandoned"
     assert seen[-1] == (told["last_event_id"], "[DONE]")
-    await eventually(lambda: line_of(logs))
-    assert line_of(logs)["ended"] == "abandoned"
+    await eventually(lambda: line_of(logs, made))
+    assert line_of(logs, made)["ended"] == "abandoned"
 
 
 async def test_the_grace_begins_anew_with_each_reader(start_backend, upstream):

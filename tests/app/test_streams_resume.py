@@ -37,9 +37,10 @@ def datas(stream):
     return [event[6:].decode() for event in stream.split(b"\n\n") if event]
 
 
-def line_of(logs):
+def line_of(logs, made):
     """Return the generation's line."""
-    return next((line for line in logs.requests() if line["path"] == STREAMS), None)
+    lines = (line for line in logs.requests() if line["request_id"] == made["request_id"])
+    return next(lines, None)
 
 
 async def test_a_stream_from_its_beginning_to_its_end(port, upstream, logs):
@@ -66,10 +67,10 @@ async def test_a_stream_from_its_beginning_to_its_end(port, upstream, logs):
     assert told["last_event_id"] == 7
     assert told["ended"] is True
     assert told["outcome"] == "complete"
-    await eventually(lambda: line_of(logs))
-    assert line_of(logs)["request_id"] == request.headers["x-request-id"]
-    assert line_of(logs)["ended"] == "complete"
-    assert line_of(logs)["status"] == 201
+    await eventually(lambda: line_of(logs, made))
+    assert made["request_id"] == request.headers["x-request-id"]
+    assert line_of(logs, made)["ended"] == "complete"
+    assert line_of(logs, made)["status"] == 201
     assert PROMPT not in "".join(logs.lines)
 
 
