@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from backend.errors import ApiError
 from backend.house import House
 from backend.keys import Key
+from backend.metrics import Metrics
 from backend.rates import Header, RequestRate, Reservation, TokenRate, open_store
 from backend.settings import ConfigError, Settings
 from backend.slots import NO_SLOT, LocalSlots, SharedSlots, Slots
@@ -158,7 +159,7 @@ class Admission:
     When the store fails, its limits are not kept and the log says so: people are served.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         """Raise ConfigError for a store that is not known."""
         try:
             store = open_store(settings.store_url)
@@ -172,7 +173,10 @@ class Admission:
             else LocalSlots()
         )
         self.house = House(
-            settings.house_streams, settings.house_queue_length, settings.house_wait_seconds
+            settings.house_streams,
+            settings.house_queue_length,
+            settings.house_wait_seconds,
+            counted=lambda: metrics.waiting("place"),
         )
         self.closing: set[asyncio.Task[None]] = set()
         self._default_answer_tokens = settings.reserved_answer_tokens

@@ -60,8 +60,8 @@ def build(settings: Settings) -> ASGIApp:
     pool = Pool(settings.streams_buffer_bytes)
     store = RedisStore(settings, pool) if "redis" in settings.store_url else StreamStore()
     streams = Streams(settings, tag_of(instance), pool, store)
-    admission = Admission(settings)
     metrics = Metrics()
+    admission = Admission(settings, metrics)
     metrics.watch_tokens(readiness.token_age)
 
     @contextlib.asynccontextmanager

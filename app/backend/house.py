@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from backend.errors import ApiError
 
@@ -14,10 +16,17 @@ class House:
     """Gives out `places`, first come, first served.
 
     Whoever finds none waits `wait_seconds` at most, in a queue of `queue_length` at most; who
-    leaves the queue frees the place in it.
+    leaves the queue frees the place in it. `counted` goes round each wait, for the metrics.
     """
 
-    def __init__(self, places: int, queue_length: int, wait_seconds: float) -> None:
+    def __init__(
+        self,
+        places: int,
+        queue_length: int,
+        wait_seconds: float,
+        counted: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._counted = counted
         self._free = places
         self._queue_length = queue_length
         self._wait_seconds = wait_seconds
@@ -43,8 +52,9 @@ class House:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
-            async with asyncio.timeout(self._wait_seconds):
-                await turn
+            with self._counted():
+                async with asyncio.timeout(self._wait_seconds):
+                    await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
                 # It came in the very moment that we gave up.

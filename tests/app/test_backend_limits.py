@@ -17,6 +17,7 @@ from backend.errors import ApiError
 from backend.house import House
 from backend.key_files import Limits
 from backend.keys import Key
+from backend.metrics import Metrics
 from backend.rates import RequestRate, TokenRate, duration, open_store
 from backend.settings import Settings
 from backend.usage import Usage
@@ -36,7 +37,7 @@ def admissions(monkeypatch):
     made = []
 
     def make(settings):
-        made.append(Admission(settings))
+        made.append(Admission(settings, Metrics()))
         return made[-1]
 
     monkeypatch.setattr("backend.application.Admission", make)
@@ -376,7 +377,7 @@ async def test_what_comes_back_after_its_minute_is_nobodys(monkeypatch):
 
 
 async def test_a_refusal_gives_back_what_was_taken_before_it():
-    admission = Admission(settings())
+    admission = Admission(settings(), Metrics())
     bob = key(requests_per_minute=1, tokens_per_minute=1000, concurrent_streams=5)
     permit = await admission.admit(bob, Ask(40, 100, True))
     for _ in range(20):
@@ -392,7 +393,7 @@ async def test_a_refusal_gives_back_what_was_taken_before_it():
 
 
 async def test_a_permit_is_closed_whole_by_one_who_is_cancelled():
-    admission = Admission(settings(house_streams=1))
+    admission = Admission(settings(house_streams=1), Metrics())
     permit = await admission.admit(key(concurrent_streams=1), Ask(1, None, True))
     await permit.place()
     closing = asyncio.create_task(permit.close(None))
@@ -426,7 +427,7 @@ async def test_the_queue_is_fair_and_loses_no_place():
 
 
 async def test_a_store_that_fails_stops_nobody(caplog):
-    admission = Admission(settings(store_url="redis://127.0.0.1:1"))
+    admission = Admission(settings(store_url="redis://127.0.0.1:1"), Metrics())
     bob = key(requests_per_minute=1, tokens_per_minute=10, concurrent_streams=1)
     for _ in range(3):
         permit = await admission.admit(bob, Ask(4, 1, True))
@@ -466,7 +467,7 @@ async def redis(tmp_path):
 
 
 async def test_two_backends_share_every_limit(redis):
-    both = [Admission(settings(store_url=redis)) for _ in range(2)]
+    both = [Admission(settings(store_url=redis), Metrics()) for _ in range(2)]
 
     async def come(number, who):
         try:
@@ -496,7 +497,7 @@ async def test_two_backends_share_every_limit(redis):
 async def test_what_a_dead_backend_held_is_free_again(redis, monkeypatch):
     monkeypatch.setattr("backend.slots._LEASE_SECONDS", 2)
     monkeypatch.setattr("backend.slots._RENEW_SECONDS", 0.5)
-    dead, alive = (Admission(settings(store_url=redis)) for _ in range(2))
+    dead, alive = (Admission(settings(store_url=redis), Metrics()) for _ in range(2))
     bob = key(concurrent_streams=2)
     await dead.admit(bob, Ask(1, 1, True))
     held = await alive.admit(bob, Ask(1, 1, True))

@@ -289,3 +289,30 @@ async def test_an_engine_that_is_not_there_is_waited_for_and_named(start_backend
     assert seen[waiting] == 0
     assert seen['millrace_wait_seconds_count{what="engine"}'] == 1
     assert seen['millrace_upstream_errors_total{kind="unreachable"}'] == 1
+
+
+async def test_who_waits_for_a_place_is_counted(start_backend, upstream, logs):
+    async def unfinished(request, answer):
+        await answer.head()
+        await answer.chunk(ROLE + token("a"))
+        await asyncio.sleep(60)
+
+    upstream.script = unfinished
+    scraped = free_port()
+    port = start_backend(metrics_ports={"a": scraped}, house_streams=1).port
+    first, second = await Connection.open(port), await Connection.open(port)
+    await first.send("POST", CHAT, chat())
+    await first.head()
+    await second.send("POST", CHAT, chat())
+    waiting = 'millrace_waiting_requests{what="place"}'
+    for wanted in (1, 0):
+        for _ in range(50):
+            if (await scrape(scraped))[waiting] == wanted:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            pytest.fail(f"not {wanted} in the queue")
+        # The first one goes, and the second has its place.
+        first.close()
+    assert (await scrape(scraped))['millrace_wait_seconds_count{what="place"}'] == 1
+    second.close()
