@@ -36,8 +36,8 @@ def admissions(monkeypatch):
     """Those of the backends that were started."""
     made = []
 
-    def make(settings):
-        made.append(Admission(settings, Metrics()))
+    def make(settings, metrics):
+        made.append(Admission(settings, metrics))
         return made[-1]
 
     monkeypatch.setattr("backend.application.Admission", make)
