@@ -178,8 +178,7 @@ class Relay(GuardedAnswer):
 
     async def _pump(self, outlet: Outlet) -> None:
         """Ask the upstream and pass its answer on; raise ApiError when it fails."""
-        with self._metrics.waiting("place"):
-            await self._permit.place()
+        await self._permit.place()
         patience = self._settings.restart_wait_seconds
         if not self._as_events:
             patience = min(patience, _LONGEST_SILENT_WAIT_SECONDS)
