@@ -27,6 +27,8 @@ from gateway.access_log import AccessLog, App, Message, Receive, Send
 
 ROUTE = "/vllm/"
 RETRY_AFTER_SECONDS = "2"
+# vLLM 0.32 while it shuts down; the words are those of Python's concurrent.futures.
+STOPPING = b"cannot schedule new futures after shutdown"
 KEPT_HEADERS = ("content-type", "retry-after", "x-request-id")
 
 
@@ -103,10 +105,16 @@ def refusal(status: int, message: str, retry_after: str | None = None) -> Any:
 
 
 async def engine_answered(request: Any, error: Any) -> Any:
-    """Pass an engine's refusal on as it was: status and body."""
+    """Pass an engine's refusal on as it was: status and body.
+
+    An engine that is being stopped answers 500 to what it no longer takes up: it was not run, and
+    may be sent again.
+    """
     from starlette.responses import Response
 
     answer = error.response
+    if answer.status_code == 500 and STOPPING in answer.content:
+        return refusal(503, "the engine is stopping", RETRY_AFTER_SECONDS)
     headers = {k: v for k, v in answer.headers.items() if k in KEPT_HEADERS}
     return Response(content=answer.content, status_code=answer.status_code, headers=headers)
 

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
+import httpx
 import pytest
-from gateway.hooks import CancelWhenLeft, NoCollector
+from gateway.hooks import CancelWhenLeft, NoCollector, engine_answered
 
 Message = MutableMapping[str, Any]
 LEFT: Message = {"type": "http.disconnect"}
@@ -198,3 +199,26 @@ def test_a_stream_is_not_gathered() -> None:
     collector.add(b"data: x\n\n")
     assert vars(collector) == {}
     assert collector.build_logged_response(None) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "passed_on"),
+    [
+        (400, "no such field", 400),
+        (500, "something broke", 500),
+        # Not run, and whoever waits for a restart sends it again.
+        (500, "cannot schedule new futures after shutdown", 503),
+        (400, "cannot schedule new futures after shutdown", 400),
+    ],
+)
+async def test_what_an_engine_says(status: int, message: str, passed_on: int) -> None:
+    request = httpx.Request("POST", "http://engine/v1/chat/completions")
+    said = {"error": {"message": message, "code": status}}
+    response = httpx.Response(status, json=said, headers={"server": "uvicorn"}, request=request)
+    error = httpx.HTTPStatusError("refused", request=request, response=response)
+    answer = await engine_answered(None, error)
+    assert answer.status_code == passed_on
+    assert (b"engine_unreachable" in answer.body) == (passed_on == 503)
+    if passed_on != 503:
+        assert answer.body == response.content
+        assert "server" not in answer.headers
