@@ -167,29 +167,35 @@ def install_web() -> None:
 def web_unit(tally: Tally) -> bool:
     """Run the tests of the page's pure parts under Node's own runner."""
     report = REPORTS / "web.xml"
-    began = time.monotonic()
     tally.say("-- web")
     reporters = ["--test-reporter=dot", "--test-reporter-destination=stdout"]
     reporters += ["--test-reporter=junit", f"--test-reporter-destination={report}"]
     tests = [str(file) for file in sorted((WEB / "test").glob("*.test.ts"))]
-    done = subprocess.run(
-        ["node", "--test", *reporters, *tests],
-        cwd=WEB, check=False, stdout=tally.out, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    tally.seconds["web"] = time.monotonic() - began
+    good = tally.call("web", ["node", "--test", *reporters, *tests])
     tally.add_cases(report)
-    return done.returncode == 0
+    return good
+
+
+def install_chromium() -> None:
+    """Install Chromium, where that is possible; without it the tests of the page say so."""
+    if shutil.which("chromium") or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends"]
+    subprocess.run(["apt-get", "update", "-qq"], check=False, env=quiet)
+    subprocess.run([*install, "chromium", "fonts-dejavu-core"], check=False, env=quiet)
 
 
 def browser(tally: Tally) -> bool:
-    """Drive the page in Chromium, which is installed when it may be."""
-    if shutil.which("chromium") is None and os.geteuid() == 0:
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
-        subprocess.run(["apt-get", "update", "-qq"], check=False)
-        subprocess.run(
-            install, check=False, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        )
-    return pytest(tally, "browser", ["tests/browser", "-p", "no:cacheprovider", "--timeout=300"])
+    """Drive the page in Chromium, with the real backend and a scripted engine behind it."""
+    install_chromium()
+    return pytest(tally, "browser", browser_tests("test_page.py", "test_line.py", "test_looks.py"))
+
+
+def browser_tests(*files: str) -> list[str]:
+    """Return what pytest is told to run these tests of the page."""
+    named = [f"tests/browser/{name}" for name in files]
+    return [*named, "-p", "no:cacheprovider", "--timeout=300"]
 
 
 def lint(tally: Tally) -> bool:
@@ -294,6 +300,7 @@ def host(tally: Tally) -> bool:
         print("-- host: skipped, making servers with systemd-nspawn needs root")
         tally.skipped += 1
         return True
+    install_chromium()
     tested = ["--limit", ",".join(PYTHONS)]
     checked = playbook("site.yml", *tested, "--check", "--diff")
     try:
@@ -317,7 +324,8 @@ def whole_and_asked(tally: Tally) -> bool:
         with beside(tally, dict(others)) as provisioned:
             provisioned_first = first[1](tally)
         up = provisioned_first and all(provisioned)
-        good = up and host_tests(tally, "host", *rest)
+        page = up and pytest(tally, "the page on them", browser_tests("test_server.py"))
+        good = up and host_tests(tally, "host", *rest) and page
     if not up:
         return False
     # Here all is quiet.

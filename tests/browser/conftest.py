@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/fixtures"))
+sys.path.insert(0, str(ROOT / "tests/app"))  # the scripted upstream
 
 from browser_kit import AXE, WEB, Open, Service, log_in  # noqa: E402
-from front import Running  # noqa: E402
 from playwright.sync_api import (  # noqa: E402
     Browser,
     BrowserContext,
@@ -78,10 +77,12 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
 
 
 @pytest.fixture
-def service(pages: Path, tls: ssl.SSLContext) -> Iterator[Service]:
-    running = Running()
-    yield Service(running, pages, tls)
-    running.stop()
+def service(pages: Path, tls: ssl.SSLContext, tmp_path: Path) -> Iterator[Service]:
+    folder = tmp_path / "service"
+    folder.mkdir()
+    started = Service(folder, pages, tls)
+    yield started
+    started.stop()
 
 
 @pytest.fixture

@@ -66,7 +66,11 @@ class Front:
             raise web.HTTPServiceUnavailable
         self.seen.append(f"{request.method} {request.path_qs}")
         self._session = self._session or aiohttp.ClientSession(auto_decompress=False)
-        headers = {k: v for k, v in request.headers.items() if k.lower() != "host"}
+        headers = {
+            **request.headers,
+            "Host": request.url.host or "",
+            "X-Forwarded-For": "127.0.0.1",
+        }
         self._flowing.add(request.transport)
         try:
             async with self._session.request(
@@ -82,8 +86,19 @@ class Front:
                         continue
                     await out.write(data)
                 return out
+        except (aiohttp.ClientError, ConnectionError):
+            # Either side left: the other's connection ends as well, as behind nginx.
+            if request.transport:
+                request.transport.abort()
+            raise web.HTTPBadGateway from None
         finally:
             self._flowing.discard(request.transport)
+
+    async def close(self) -> None:
+        """Let go of the backend."""
+        self.cut()
+        if self._session:
+            await self._session.close()
 
     def cut(self) -> None:
         """Cut every connection that something is flowing through."""
@@ -110,7 +125,7 @@ class Running:
         """Serve an application on loopback; return its port."""
 
         async def start() -> int:
-            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
@@ -124,5 +139,13 @@ class Running:
         with contextlib.suppress(TimeoutError):
             for runner in self._runners:
                 self.do(runner.cleanup())
+        self.do(_cancel_others())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(5)
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

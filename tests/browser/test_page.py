@@ -109,7 +109,7 @@ def test_figures_and_the_parameters_that_were_asked_for(page: Page, service: Ser
     service.teller.count(40)
     ask(page, "Hello")
     finished(page)
-    asked = service.standin.asked[-1]
+    asked = service.asked[-1]
     assert asked["model"] == "Qwen3-0.6B"
     assert (asked["temperature"], asked["max_tokens"], "top_p" in asked) == (0.3, 50, False)
     assert asked["messages"] == [
@@ -128,9 +128,12 @@ def test_stop_ends_the_generation_on_the_server(page: Page, service: Service) ->
     page.get_by_role("button", name="Stop the answer").click()
     finished(page)
     expect(page.get_by_text("Stopped.", exact=True).last).to_be_visible()
-    stream = next(iter(service.standin.streams.values()))
-    assert stream.ended
-    assert len(stream.events) < 1_000
+    (made,) = [line for line in service.front.seen if line.endswith("/stop")]
+    told = service.backend.get(made.removeprefix("POST ").removesuffix("/stop"))
+    assert told["ended"] is True
+    assert told["outcome"] == "stopped"
+    assert told["last_event_id"] < 1_000
+    assert service.upstream.received[-1].gone.is_set(), "the engine went on"
 
 
 def test_retry_edit_and_undo(page: Page, service: Service) -> None:
@@ -149,9 +152,7 @@ def test_retry_edit_and_undo(page: Page, service: Service) -> None:
     page.get_by_role("button", name="Send again").click()
     expect(page.locator(".prose")).to_have_text("second answer")
     expect(page.locator(".said")).to_have_text("Another question")
-    assert service.standin.asked[-1]["messages"] == [
-        {"role": "user", "content": "Another question"}
-    ]
+    assert service.asked[-1]["messages"] == [{"role": "user", "content": "Another question"}]
 
 
 def test_conversations_are_kept_exported_and_deleted(
@@ -189,7 +190,7 @@ def test_conversations_are_kept_exported_and_deleted(
 
 def test_a_draft_survives_the_end_of_a_session(page: Page, service: Service) -> None:
     page.get_by_label("Your message").fill("half a thought")
-    service.standin.sessions.clear()
+    page.context.clear_cookies()
     page.get_by_role("link", name="Status of the service").click()
     expect(page.get_by_label("Key")).to_be_visible()
     log_in_here(page)
@@ -235,3 +236,10 @@ def test_those_who_listen_are_told_of_changes_not_of_tokens(page: Page, service:
     ask(page)
     finished(page)
     assert page.evaluate("window.said") == ["Waiting for the answer.", "The answer is complete."]
+
+
+def test_the_status_view_draws_what_the_backend_says(page: Page, service: Service) -> None:
+    page.get_by_role("link", name="Status of the service").click()
+    told = service.backend.get("/v1/status")
+    expect(page.locator(".hop strong")).to_have_text([hop["name"] for hop in told["hops"]])
+    expect(page.get_by_text("No stream check has been run yet.")).to_be_visible()

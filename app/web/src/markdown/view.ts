@@ -58,7 +58,8 @@ export class AnswerView {
   /** Nothing more will come. */
   end(): void {
     this.ended = true;
-    this.timer ??= setTimeout(this.draw, 0);
+    clearTimeout(this.timer);
+    this.timer = setTimeout(this.draw, 0);
   }
 
   dispose(): void {
