@@ -25,6 +25,7 @@ from backend.logs import JsonFormatter
 from backend.settings import load_settings
 from backend_client import KEY
 from backend_upstream import Upstream, eventually
+from redis_server import Redis, find_redis
 
 # Leaves no folder of examples behind.
 hypothesis.settings.register_profile("app", database=None)
@@ -279,3 +280,17 @@ def start_process(files: Files, upstream: Upstream) -> Iterator[StartProcess]:
         if backend.process.poll() is None:
             backend.process.kill()
         backend.process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def redis_command(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """How a redis-server is started here."""
+    return find_redis(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, redis_command: tuple[list[str], dict[str, str]]) -> Iterator[Redis]:
+    """A redis-server of the test's own."""
+    made = Redis(tmp_path, *redis_command)
+    yield made
+    made.stop()

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import shutil
-import subprocess
 import time
 
 import pytest
-import pytest_asyncio
 from backend.admission import Admission, Ask
 from backend.errors import ApiError
 from backend.house import House
@@ -440,34 +436,9 @@ async def test_a_store_that_fails_stops_nobody(caplog):
 
 # Several backends that share a store ----------------------------------------------------------
 
-REDIS = os.environ.get("MILLRACE_TEST_REDIS") or shutil.which("redis-server") or ""
 
-
-@pytest_asyncio.fixture
-async def redis(tmp_path):
-    if not REDIS:
-        pytest.skip("there is no redis-server here (or name one: MILLRACE_TEST_REDIS)")
-    path = tmp_path / "redis.sock"
-    command = [
-        REDIS,
-        "--port",
-        "0",
-        "--unixsocket",
-        str(path),
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-    ]
-    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL)
-    await eventually(path.exists, 20)
-    yield f"redis+unix://{path}"
-    process.terminate()
-    await process.wait()
-
-
-async def test_two_backends_share_every_limit(redis):
-    both = [Admission(settings(store_url=redis), Metrics()) for _ in range(2)]
+async def test_two_backends_share_every_limit(store):
+    both = [Admission(settings(store_url=store.url), Metrics()) for _ in range(2)]
 
     async def come(number, who):
         try:
@@ -494,10 +465,10 @@ async def test_two_backends_share_every_limit(redis):
         await admission.close()
 
 
-async def test_what_a_dead_backend_held_is_free_again(redis, monkeypatch):
+async def test_what_a_dead_backend_held_is_free_again(store, monkeypatch):
     monkeypatch.setattr("backend.slots._LEASE_SECONDS", 2)
     monkeypatch.setattr("backend.slots._RENEW_SECONDS", 0.5)
-    dead, alive = (Admission(settings(store_url=redis), Metrics()) for _ in range(2))
+    dead, alive = (Admission(settings(store_url=store.url), Metrics()) for _ in range(2))
     bob = key(concurrent_streams=2)
     await dead.admit(bob, Ask(1, 1, True))
     held = await alive.admit(bob, Ask(1, 1, True))

@@ -4,64 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
-import subprocess
-import time
-from pathlib import Path
 
-import pytest
-import redis
 from backend_client import KEY, ask, becomes, chat
 from backend_upstream import DONE, eventually, token
 from conftest import write_keys
 from streams_client import STREAMS, Reader, begin, poll
 
-SERVER = os.environ.get("MILLRACE_REDIS_SERVER") or shutil.which("redis-server")
 OTHER_KEY = "mr-" + "o" * 43
-
-pytestmark = pytest.mark.skipif(
-    SERVER is None,
-    reason="no redis-server here: apt install redis-server (or Valkey's, by its path)",
-)
-
-
-class Redis:
-    """A server on a Unix socket, which can be killed and started again with what it had."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.socket = folder / "redis.sock"
-        self.url = f"redis+unix://{self.socket}"
-        self.client = redis.Redis(unix_socket_path=str(self.socket))
-        self.start()
-
-    def start(self) -> None:
-        assert SERVER is not None
-        options = ["--port", "0", "--unixsocket", str(self.socket), "--save", ""]
-        self.process = subprocess.Popen(
-            [SERVER, *options, "--dir", str(self._folder), "--appendonly", "yes"],
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 10
-        while True:
-            try:
-                self.client.ping()
-                return
-            except redis.RedisError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(10)
-
-
-@pytest.fixture
-def store(tmp_path):
-    made = Redis(tmp_path)
-    yield made
-    made.stop()
 
 
 def tokens_until(event, pause=0.02):
