@@ -206,6 +206,7 @@ class Writing implements Live {
       phase.value = "down";
     } else if (line.state === "polling") {
       phase.value = "polling";
+      this.meter.hold();
       this.welcomeBack();
     } else if (line.state === "open") {
       if (phase.value === "down" || phase.value === "polling") {

@@ -15,6 +15,14 @@ test("the first token is timed from the question, the pace from the first token"
   assert.deepEqual(meter.figures(), { firstTokenMs: 500, tokens: 21, tokensPerSecond: 20 });
 });
 
+test("tokens that come in portions have no pace", () => {
+  let now = 0;
+  const meter = new Meter(undefined, () => now);
+  meter.hold();
+  for (now = 100; now < 2_000; now += 500) meter.token();
+  assert.deepEqual(meter.figures(), { firstTokenMs: 100, tokens: 4, tokensPerSecond: null });
+});
+
 test("after a reload the page before counts, but not in the pace", () => {
   let now = 0;
   const before = { firstTokenMs: 120, tokens: 40, tokensPerSecond: 5 };

@@ -10,6 +10,7 @@ export class Meter {
   private last = 0;
   private events = 0;
   private settled: number | null = null;
+  private held = false;
   private readonly now: () => number;
 
   constructor(before?: Figures, now: () => number = () => performance.now()) {
@@ -30,6 +31,11 @@ export class Meter {
     this.events += 1;
   }
 
+  /** The network gives tokens in portions: when they come no longer says how fast they are made. */
+  hold(): void {
+    this.held = true;
+  }
+
   /** The engine's own count has come. */
   settle(tokens: number): void {
     this.settled = tokens;
@@ -42,7 +48,7 @@ export class Meter {
     return {
       firstTokenMs: this.before ? this.before.firstTokenMs : firstHere,
       tokens: this.settled ?? (this.before?.tokens ?? 0) + this.events,
-      tokensPerSecond: here > 1 && seconds > 0.05 ? (here - 1) / seconds : null,
+      tokensPerSecond: !this.held && here > 1 && seconds > 0.05 ? (here - 1) / seconds : null,
     };
   }
 }
