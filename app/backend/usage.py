@@ -9,7 +9,8 @@ from typing import Any
 
 # In the text of an answer the quotes are escaped, so this is only found where it is a field.
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
-_EVENT_END = re.compile(rb"(?:\r\n|\n|\r)(?:\r\n|\n|\r)")
+# A CR that an LF follows is no line end of its own: else every CR LF would be two.
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 
 
 @dataclass(frozen=True, slots=True)

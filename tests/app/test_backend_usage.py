@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
+from backend.events import EventSplitter
 from backend.usage import Usage, UsageTap, usage_of
-from backend_client import Connection, ask, chat
+from backend_client import Connection, ask, chat, events
 from backend_upstream import DONE, ROLE, token
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 CHAT = "/v1/chat/completions"
@@ -46,6 +48,52 @@ def test_what_counts_nothing_passes_as_it_is(pieces):
     data = b"".join(pieces)
     assert tap.look(data) is data
     assert tap.usage is None
+
+
+# What an engine sends, in any line ends; the huge one is longer than the splitter holds.
+LINES = [
+    [ROLE[:-2]],
+    [token("déjà vu 🌊\u2028 " * 3)[:-2]],
+    ['data: {"choices":[{"delta":{"content":"ü🌊"}}]}'.encode()],
+    [TALK[:-2]],
+    [NULL[:-2]],
+    [RUNNING[:-2]],
+    [b": heartbeat"],
+    [b"event: x", b"data: {}"],
+    [b"data: " + b"\xc3\xa9" * 150_000],
+    [DONE[:-2]],
+]
+COUNTS = [[LAST[:-2]], [b"id: 7", LAST[:-2]]]
+
+
+@st.composite
+def cut_answers(draw):
+    """An answer in pieces as they may be read, and what is to be left of it."""
+    end = draw(st.sampled_from([b"\n", b"\r\n", b"\r"]))
+    sent, left = b"", b""
+    for lines in draw(st.lists(st.sampled_from(LINES + COUNTS), min_size=1, max_size=8)):
+        event = end.join(lines) + end + end
+        sent += event
+        left += b"" if lines in COUNTS else event
+    cuts = draw(st.lists(st.integers(0, len(sent)), max_size=20))
+    edges = sorted({0, len(sent), *cuts})
+    return end, [sent[a:b] for a, b in pairwise(edges)], left
+
+
+@settings(max_examples=400, deadline=None)
+@given(cut_answers())
+@example((b"\r\n", [b"id: 7\r\n" + SPACED, b"data: x\r\n\r\n"], b"data: x\r\n\r\n"))
+def test_behind_the_splitter_only_the_count_is_missing(answer):
+    end, pieces, left = answer
+    splitter, tap = EventSplitter(), UsageTap(hide=True)
+    out = b"".join(tap.look(ready) for piece in pieces if (ready := splitter.feed(piece)))
+    out += splitter.rest()
+    if end == b"\r\n":
+        # An event is over at its last CR; cut there, the LF comes as an empty line of its own.
+        assert events(out) == events(left)
+        assert out.split() == left.split()
+    else:
+        assert out == left
 
 
 @pytest.mark.parametrize(
