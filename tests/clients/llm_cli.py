@@ -72,9 +72,17 @@ def refusals() -> None:
 @scenario("leaving in mid-stream frees the engine")
 def leaving() -> str:
     command = [LLM, "-m", "mill", "-o", "max_tokens", "8000", ASKED, "--key", KEY]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as asked:
+    with subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        # What runs in the background of a shell is started deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as asked:
         assert asked.stdout.read(20)
         asked.send_signal(signal.SIGINT)
+        asked.wait(20)
     return HOLD
 
 

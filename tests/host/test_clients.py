@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import venv
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ class NotHereError(Exception):
 
 def scenarios(program: str) -> list[str]:
     """Ask a program what it would do."""
-    return re.findall(r'scenario\([`"]([^`"]+)[`"]', (CLIENTS / program).read_text())
+    return re.findall(r'scenario\("([^"]+)"', (CLIENTS / program).read_text())
 
 
 @dataclass
@@ -121,6 +122,8 @@ def told(server: Server, program: str, limited_key: str) -> Told:
     ) as process:  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
+        watchdog = threading.Timer(PROGRAM_SECONDS, process.kill)
+        watchdog.start()
         for line in process.stdout:
             try:
                 said = json.loads(line)
@@ -132,6 +135,7 @@ def told(server: Server, program: str, limited_key: str) -> Told:
                 result.busy[said["scenario"]] = until_free(server)
                 process.stdin.write("\n")
                 process.stdin.flush()
+        watchdog.cancel()
     return result
 
 
