@@ -41,7 +41,8 @@ scenario("chat, streamed", async () => {
     }
     assert.deepEqual(errors, [], model.provider);
     assert.ok(text.startsWith(BEGINNING), model.provider);
-    assert.ok(count > 20, `${model.provider}: ${count} pieces`);
+    // An engine puts tokens together whose reader is slow.
+    assert.ok(count > 5, `${model.provider}: ${count} pieces`);
   }
 });
 

@@ -28,7 +28,8 @@ def chat() -> None:
 @scenario("chat, streamed")
 def chat_streamed() -> None:
     chunks = list(model().stream(ASKED))
-    assert len(chunks) > 20
+    # An engine puts tokens together whose reader is slow.
+    assert len(chunks) > 5
     assert "".join(chunk.content for chunk in chunks).startswith(BEGINNING)
 
 

@@ -38,7 +38,8 @@ scenario("chat, streamed", async () => {
     assert.ok(!chunk.usage);
   }
   assert.ok(text.startsWith(BEGINNING));
-  assert.ok(count > 20);
+  // An engine puts tokens together whose reader is slow.
+  assert.ok(count > 5);
 });
 
 scenario("chat, streamed with the count", async () => {

@@ -50,7 +50,8 @@ def chat_streamed() -> None:
         chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text.startswith(BEGINNING)
-    assert len(chunks) > 20
+    # An engine puts tokens together whose reader is slow.
+    assert len(chunks) > 5
     assert chunks[-1].choices[0].finish_reason == "length"
     # Nobody asked for the count, and nobody gets it.
     assert all(chunk.choices and chunk.usage is None for chunk in chunks)
