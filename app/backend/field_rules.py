@@ -15,7 +15,16 @@ _MOST_LOGIT_BIAS = 1024
 # Every sequence is searched for in the whole answer, for every token.
 _MOST_STOPS = 16
 _TEXT_PARTS = frozenset(
-    {"text", "input_text", "output_text", "refusal", "thinking", "reasoning", "summary_text"}
+    {
+        "text",
+        "input_text",
+        "output_text",
+        "refusal",
+        "thinking",
+        "reasoning",
+        "reasoning_text",
+        "summary_text",
+    }
 )
 _IMAGE_PARTS = frozenset({"image_url", "input_image"})
 
@@ -89,27 +98,35 @@ def _check_parts(messages: Any, name: str) -> None:
     With an address the engine would fetch what a client names, from inside the private network.
     """
     for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            kind = part.get("type", "text") if isinstance(part, dict) else "text"
-            if kind in _TEXT_PARTS:
-                continue
-            if kind not in _IMAGE_PARTS:
-                raise ApiError(
-                    400,
-                    f"Content of the type `{str(kind)[:60]}` is not taken here.",
-                    param=name,
-                    code="unsupported_content",
-                )
-            where = part.get("image_url")
-            url = where.get("url") if isinstance(where, dict) else where
-            if not (isinstance(url, str) and url.startswith("data:image/")):
-                raise ApiError(
-                    400,
-                    "Send pictures in the request itself, as a data:image/…;base64 URL.",
-                    param=name,
-                    code="unsupported_content",
-                )
+        # What a tool gave back is content too: /v1/responses calls it output.
+        for field in ("content", "output") if isinstance(message, dict) else ():
+            content = message.get(field)
+            for part in content if isinstance(content, list) else ():
+                if not isinstance(part, str):
+                    _check_part(part, name)
+
+
+def _check_part(part: Any, name: str) -> None:
+    # One without a type is taken by the engine for whatever its fields are.
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(kind, str) and kind in _TEXT_PARTS:
+        return
+    if not isinstance(kind, str) or kind not in _IMAGE_PARTS:
+        raise ApiError(
+            400,
+            f"Content of the type `{str(kind)[:60]}` is not taken here.",
+            param=name,
+            code="unsupported_content",
+        )
+    where = part.get("image_url")
+    url = where.get("url") if isinstance(where, dict) else where
+    if not (isinstance(url, str) and url.startswith("data:image/")):
+        raise ApiError(
+            400,
+            "Send pictures in the request itself, as a data:image/…;base64 URL.",
+            param=name,
+            code="unsupported_content",
+        )
 
 
 def _too_much(name: str, bound: str) -> ApiError:

@@ -68,6 +68,8 @@ def part(**fields):
         (part(type="image_url", image_url="file:///etc/passwd"), "unsupported_content", "messages"),
         (part(type="image_embeds", image_embeds="x"), "unsupported_content", "messages"),
         (part(type="audio_url", audio_url={"url": "data:x"}), "unsupported_content", "messages"),
+        (part(image_url="http://10.1/"), "unsupported_content", "messages"),
+        (part(type=[], image_url="http://10.1/"), "unsupported_content", "messages"),
     ],
 )  # fmt: skip
 async def test_what_asks_for_too_much_is_refused(port, upstream, fields, code, param):
@@ -91,6 +93,23 @@ async def test_what_clients_send_passes(port, upstream, fields):
     assert (await ask(port, "POST", CHAT, chat(**fields))).status == 200
     sent = json.loads(upstream.received[-1].body)
     assert sent.items() >= fields.items()
+
+
+@pytest.mark.parametrize(
+    ("output", "status"),
+    [
+        ([{"type": "input_image", "image_url": "http://10.1/"}], 400),
+        ([{"image_url": "http://10.1/"}], 400),
+        ([{"type": "input_text", "text": "21 degrees"}], 200),
+        ("21 degrees", 200),
+    ],
+)
+async def test_what_a_tool_gave_back_is_content_too(port, upstream, output, status):
+    given = {"type": "function_call_output", "call_id": "c", "output": output}
+    thought = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
+    body = json.dumps({"model": "tiny", "input": [thought, given]}).encode()
+    assert (await ask(port, "POST", "/v1/responses", body)).status == status
+    assert len(upstream.received) == (status == 200)
 
 
 async def test_prompts_times_n(port, upstream):
