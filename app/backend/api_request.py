@@ -72,7 +72,7 @@ class RequestParser:
         streams = self._stream(fields, api, stream)
         hides_usage = streams and api.has_stream_options and _ask_for_usage(fields)
         return ApiRequest(
-            body=json.dumps(fields, separators=(",", ":")).encode("ascii"),
+            body=_written(fields),
             model=model,
             stream=streams,
             hides_usage=hides_usage,
@@ -149,6 +149,14 @@ def _read_object(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ApiError(400, "The request body must be a JSON object.")
     return fields
+
+
+def _written(fields: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode("ascii")
+    except ValueError:
+        # 1e999 is JSON, and to Python infinity, which is none.
+        raise ApiError(400, "The request body has a number that is too large.") from None
 
 
 def _is_prompt(value: Any, api: Api) -> bool:

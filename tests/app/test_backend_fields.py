@@ -125,7 +125,7 @@ async def test_prompts_times_n(port, upstream):
 
 
 async def test_no_number_is_no_json(port, upstream):
-    for word in (b"NaN", b"Infinity", b"-Infinity"):
+    for word in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
         body = b'{"model": "tiny", "messages": [], "temperature": ' + word + b"}"
         assert (await ask(port, "POST", CHAT, body)).status == 400
     assert not upstream.received
