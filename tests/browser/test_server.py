@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
-from browser_kit import ask, finished
+from browser_kit import ask, axe, finished
 from front import ROOT
 from playwright.sync_api import Browser, Page, expect
+from test_looks import SHAPES
 
 sys.path.insert(0, str(ROOT / "tests/host"))
 from servers import RECITAL, Server, servers
@@ -25,24 +28,42 @@ def reason_against(server: Server) -> str:
 
 
 @pytest.fixture(params=sorted(servers()))
-def there(request: pytest.FixtureRequest, chromium: Browser) -> Iterator[tuple[Server, Page]]:
-    """Return a server and its page, logged in with the owner's key."""
+def server(request: pytest.FixtureRequest) -> Server:
+    """Return a server that serves."""
     server = servers()[request.param]
     if reason := reason_against(server):
         pytest.skip(reason)
-    context = chromium.new_context(ignore_https_errors=True)
+    return server
+
+
+@contextlib.contextmanager
+def page_of(server: Server, chromium: Browser, **shape: Any) -> Iterator[Page]:
+    """Open a server's page; nothing on it may fail or be refused by its own policy."""
+    context = chromium.new_context(ignore_https_errors=True, **shape)
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     complaints: list[str] = []
     page = context.new_page()
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda said: complaints.append(said.text) if "Policy" in said.text else None)
     page.goto(f"https://{server.address}/")
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def enter(server: Server, page: Page) -> None:
+    """Log in with the owner's key."""
     page.get_by_label("Key").fill(server.key)
     page.keyboard.press("Enter")
     expect(page.get_by_label("Your message")).to_be_visible()
-    yield server, page
-    context.close()
-    assert complaints == []
+
+
+@pytest.fixture
+def there(server: Server, chromium: Browser) -> Iterator[tuple[Server, Page]]:
+    """Return a server and its page, logged in with the owner's key."""
+    with page_of(server, chromium) as page:
+        enter(server, page)
+        yield server, page
 
 
 def copied(page: Page) -> str:
@@ -108,3 +129,23 @@ def test_the_status_view_draws_the_chain(there: Line, picture: Callable[..., Non
     page.get_by_role("link", name="Status of the service").click()
     expect(page.locator(".hop strong")).to_have_text(["nginx", "backend", "litellm", "vllm"])
     picture(page, f"{server.name}-status")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_is_for_everybody(
+    server: Server, chromium: Browser, picture: Callable[..., None], shape: str
+) -> None:
+    with page_of(server, chromium, **SHAPES[shape]) as page:
+        expect(page.get_by_label("Key")).to_be_visible()
+        assert axe(page) == []
+        enter(server, page)
+        ask(page, "How does the water find its way?")
+        begun(page)
+        page.get_by_role("button", name="Stop the answer").click()
+        finished(page)
+        picture(page, f"{server.name}-{shape}")
+        assert axe(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        page.get_by_role("link", name="Status of the service").click()
+        expect(page.locator(".hop strong")).to_have_count(4)
+        assert axe(page) == []
