@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner import budget, driver, machine, models
+from planner.dialects import dialect_arguments
 from planner.driver import DriverWish
 from planner.engine import Wish
 from planner.machine import Machine
@@ -283,6 +284,8 @@ def _engine(
         environment["PYTHONPATH"] = f"{ENGINE_DIR}:{RECITAL_DIR}"
         environment.update(RECITAL_ENVIRONMENT)
         arguments.update(RECITAL_ARGUMENTS)
+    else:
+        arguments.update(dialect_arguments(model["id"]))
     arguments.update(settings.get("engine_arguments") or {})
     return {
         "name": f"engine{number + 1}" if number else "main",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import status
+from planner.dialects import DIALECTS
 from servers import RECITAL, Server, figure
 from wire import Reads, connect, post
 
@@ -175,6 +176,22 @@ def test_status_tells_of_every_hop_and_of_the_last_check(engine: Server) -> None
         assert 10 < len(hop["reads"]) <= 200
         assert hop["median_gap_ms"] > 0
     figure(f"/v1/status is {len(body)} bytes")
+
+
+def test_the_engine_knows_every_dialect_that_a_plan_may_name(engine: Server) -> None:
+    """Read from vLLM's own tables: one wrong name and an engine of that family does not start."""
+    tables = engine.run(
+        "cd /opt/millrace/vllm/current/venv/lib/python3*/site-packages/vllm && "
+        "cat tool_parsers/__init__.py && echo ---- && cat reasoning/__init__.py"
+    )
+    tools, reasoning = (
+        set(re.findall(r'^    "([\w-]+)": \(|name="([\w-]+)"', table, re.M))
+        for table in tables.split("----\n")
+    )
+    known = [{one or other for one, other in found} for found in (tools, reasoning)]
+    for named, there in zip(zip(*DIALECTS, strict=True), known, strict=True):
+        assert len(there) > 20
+        assert set(named) - {""} <= there
 
 
 def test_the_edges_own_refusals_are_json(server: Server) -> None:
