@@ -30,6 +30,8 @@ class Teller:
 
     def __init__(self) -> None:
         self.pieces: list[str] = ["Hello", " there", "."]
+        # What it thinks before it says anything.
+        self.thoughts: list[str] = []
         self.pause = 0.01
         self.burst = 1
 
@@ -38,6 +40,10 @@ class Teller:
         pieces = list(self.pieces)
         await answer.head()
         await answer.chunk(ROLE)
+        for thought in self.thoughts:
+            await asyncio.sleep(self.pause)
+            chunk = {"choices": [{"index": 0, "delta": {"reasoning": thought}}]}
+            await answer.chunk(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         for at in range(0, len(pieces), self.burst):
             await asyncio.sleep(self.pause)
             await answer.chunk(b"".join(token(text) for text in pieces[at : at + self.burst]))

@@ -87,6 +87,27 @@ def test_an_answer_is_shown_as_markdown_and_nothing_in_it_acts(
     picture(page, "markdown")
 
 
+def test_what_it_thought_is_folded_away_and_never_sent_back(page: Page, service: Service) -> None:
+    service.teller.thoughts = ["First I ", "weigh it, ", "then I speak."]
+    service.teller.pause = 0.6
+    try:
+        ask(page, "Think about it")
+        expect(page.get_by_text("Thinking …")).to_be_visible()
+        finished(page)
+    finally:
+        service.teller.thoughts, service.teller.pause = [], 0.01
+    thought = page.locator("details.reasoning")
+    expect(thought.get_by_text("then I speak.")).not_to_be_visible()
+    thought.get_by_text("What it thought").click()
+    expect(thought.get_by_text("First I weigh it, then I speak.")).to_be_visible()
+    assert axe(page) == []
+    ask(page, "And now?")
+    finished(page, 2)
+    sent = service.asked[-1]["messages"]
+    assert [message["role"] for message in sent] == ["user", "assistant", "user"]
+    assert "weigh" not in json.dumps(sent)
+
+
 def test_code_and_answers_are_copied(page: Page, service: Service) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     tell(service, MARKDOWN)
