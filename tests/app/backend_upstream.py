@@ -8,7 +8,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,35 @@ async def answer_with_tokens(request: Received, answer: Answer) -> None:
     for event in (ROLE, token("Hi"), DONE):
         await answer.chunk(event)
     await answer.end()
+
+
+def send_pieces(pieces: Iterable[bytes], pause: float = 0.0) -> Script:
+    """Make a script that answers with `pieces`, each one HTTP chunk."""
+
+    async def script(request: Received, answer: Answer) -> None:
+        await answer.head()
+        for piece in pieces:
+            await answer.chunk(piece)
+            if pause:
+                await asyncio.sleep(pause)
+        await answer.end()
+
+    return script
+
+
+class Flood:
+    """A script that sends more than anybody will take; `sent` counts what went out."""
+
+    def __init__(self, event: bytes, total: int) -> None:
+        self.event = event
+        self.total = total
+        self.sent = 0
+
+    async def __call__(self, request: Received, answer: Answer) -> None:
+        await answer.head()
+        for _ in range(self.total):
+            await answer.chunk(self.event)
+            self.sent += 1
 
 
 class Upstream:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from backend_client import Connection, becomes, chat
-from backend_upstream import DONE, token
+from backend_upstream import DONE, Flood, token
 
 CHAT = "/v1/chat/completions"
 
@@ -161,16 +161,7 @@ async def test_a_slow_client_holds_the_engine_back_in_bounded_memory(
     start_process, upstream, files
 ):
     event = token("w" * 4000)
-    total = 60_000  # 240 MB, were it all taken
-    sent = 0
-
-    async def flood(request, answer):
-        nonlocal sent
-        await answer.head()
-        for _ in range(total):
-            await answer.chunk(event)
-            sent += 1
-
+    flood = Flood(event, 60_000)  # 240 MB, were it all taken
     upstream.script = flood
     backend = start_process(heartbeat_seconds=5, idle_timeout_seconds=0.5)
     connection = await Connection.open(backend.port, receive_buffer=8192)
@@ -178,12 +169,12 @@ async def test_a_slow_client_holds_the_engine_back_in_bounded_memory(
     await connection.head()
     before = resident_bytes(backend.process.pid)
     await asyncio.sleep(1.5)  # Longer than the idle time: the silence is the client's.
-    stuck_at = sent
+    stuck_at = flood.sent
     await asyncio.sleep(0.5)
-    assert sent == stuck_at, "the upstream was never held back"
+    assert flood.sent == stuck_at, "the upstream was never held back"
     assert not upstream.received[0].gone.is_set(), "the client's silence was held against it"
     # What is under way sits in the kernel's socket buffers, not in the backend.
-    assert sent < total / 4
+    assert flood.sent < flood.total / 4
     assert resident_bytes(backend.process.pid) - before < 4 * 1024 * 1024
     # Then it reads on, and nothing is lost or added.
     body = b""

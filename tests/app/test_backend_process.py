@@ -12,7 +12,7 @@ import pytest
 from backend.__main__ import EX_CONFIG, main
 from backend.settings import ConfigError, load_settings, read_credential
 from backend_client import KEY, PROMPT, Connection, ask, becomes, chat, error_of
-from backend_upstream import DONE, token
+from backend_upstream import DONE, send_pieces, token
 from conftest import APP, UPSTREAM_KEY
 
 CHAT = "/v1/chat/completions"
@@ -32,15 +32,8 @@ async def refused(port):
 
 
 async def test_stopping_lets_streams_finish_and_refuses_new_ones(start_process, upstream):
-    async def script(request, answer):
-        await answer.head()
-        for number in range(30):
-            await answer.chunk(token(str(number)))
-            await asyncio.sleep(0.05)
-        await answer.chunk(DONE)
-        await answer.end()
-
-    upstream.script = script
+    pieces = [*(token(str(number)) for number in range(30)), DONE]
+    upstream.script = send_pieces(pieces, pause=0.05)
     backend = start_process(drain_seconds=10)
     await up(backend)
     connection = await Connection.open(backend.port)

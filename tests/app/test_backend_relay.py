@@ -9,7 +9,7 @@ import time
 
 import pytest
 from backend_client import PROMPT, Connection, CutError, ask, chat, error_of, events
-from backend_upstream import DONE, ROLE, eventually, token
+from backend_upstream import DONE, ROLE, eventually, send_pieces, token
 from conftest import UPSTREAM_KEY
 
 CHAT = "/v1/chat/completions"
@@ -20,20 +20,6 @@ async def open_chat(port: int, body: bytes | None = None, **headers: str) -> Con
     connection = await Connection.open(port)
     await connection.send("POST", CHAT, body or chat(), headers=headers)
     return connection
-
-
-def send_pieces(pieces: list[bytes], pause: float = 0.0):
-    """Make a script that answers with `pieces`, each one HTTP chunk."""
-
-    async def script(request, answer):
-        await answer.head()
-        for piece in pieces:
-            await answer.chunk(piece)
-            if pause:
-                await asyncio.sleep(pause)
-        await answer.end()
-
-    return script
 
 
 AWKWARD = {

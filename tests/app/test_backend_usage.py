@@ -9,7 +9,7 @@ import pytest
 from backend.events import EventSplitter
 from backend.usage import Usage, UsageTap, usage_of
 from backend_client import Connection, ask, chat, events
-from backend_upstream import DONE, ROLE, token
+from backend_upstream import DONE, ROLE, send_pieces, token
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -117,19 +117,9 @@ def test_where_a_count_is_looked_for(data, usage):
     assert usage_of(data.encode()) == usage
 
 
-def script(*pieces):
-    async def answer_with(request, answer):
-        await answer.head()
-        for piece in pieces:
-            await answer.chunk(piece)
-        await answer.end()
-
-    return answer_with
-
-
 @pytest.mark.parametrize("asked", [False, True])
 async def test_a_stream_is_counted_and_looks_as_it_was_asked_for(port, upstream, logs, asked):
-    upstream.script = script(ROLE, token("a"), LAST, DONE)
+    upstream.script = send_pieces([ROLE, token("a"), LAST, DONE])
     more = {"stream_options": {"include_usage": True}} if asked else {}
     body = (await ask(port, "POST", CHAT, chat(**more))).body
     assert body == ROLE + token("a") + (LAST if asked else b"") + DONE
@@ -168,7 +158,7 @@ async def ask_responses(port: int) -> Connection:
 
 
 async def test_responses_end_with_their_own_event(port, upstream, logs):
-    upstream.script = script(RESPONSE_DELTA, RESPONSE_END)
+    upstream.script = send_pieces([RESPONSE_DELTA, RESPONSE_END])
     connection = await ask_responses(port)
     assert await connection.head() == 200
     assert await connection.rest() == RESPONSE_DELTA + RESPONSE_END
@@ -178,7 +168,7 @@ async def test_responses_end_with_their_own_event(port, upstream, logs):
 
 
 async def test_responses_cut_short_say_so_in_their_own_way(port, upstream, logs):
-    upstream.script = script(RESPONSE_DELTA)
+    upstream.script = send_pieces([RESPONSE_DELTA])
     connection = await ask_responses(port)
     await connection.head()
     body = await connection.rest()

@@ -7,7 +7,7 @@ import json
 import time
 
 from backend_client import ask, becomes, chat
-from backend_upstream import DONE, eventually, token
+from backend_upstream import DONE, Flood, eventually, token
 from streams_client import STREAMS, Reader, begin, poll
 from test_backend_leaving import resident_bytes
 from test_streams_resume import line_of
@@ -127,16 +127,7 @@ async def test_a_bounded_number_is_kept(start_backend, upstream):
 
 async def test_a_slow_reader_holds_the_engine_back_in_bounded_memory(start_process, upstream):
     event = token("w" * 4000)
-    total = 60_000  # 240 MB, were it all taken
-    sent = 0
-
-    async def flood(request, answer):
-        nonlocal sent
-        await answer.head()
-        for _ in range(total):
-            await answer.chunk(event)
-            sent += 1
-
+    flood = Flood(event, 60_000)  # 240 MB, were it all taken
     upstream.script = flood
     backend = start_process(idle_timeout_seconds=0.5, stream_buffer_bytes=16_000_000)
     await becomes(backend.port, "/healthz", 200, key=None, seconds=20)
@@ -144,11 +135,11 @@ async def test_a_slow_reader_holds_the_engine_back_in_bounded_memory(start_proce
     reader = await Reader.open(backend.port, made["events"], receive_buffer=8192)
     before = resident_bytes(backend.process.pid)
     await asyncio.sleep(2)  # Longer than the idle time: the silence is the reader's.
-    stuck_at = sent
+    stuck_at = flood.sent
     await asyncio.sleep(0.5)
-    assert sent == stuck_at, "the upstream was never held back"
+    assert flood.sent == stuck_at, "the upstream was never held back"
     assert not upstream.received[0].gone.is_set(), "the reader's silence was held against it"
-    assert sent < total / 4
+    assert flood.sent < flood.total / 4
     assert resident_bytes(backend.process.pid) - before < 24_000_000
     # Then it reads on, loses its line and comes back: nothing is lost or added.
     await reader.until(1000)

@@ -8,25 +8,13 @@ from itertools import pairwise
 
 import pytest
 from backend_client import KEY, PROMPT, Connection, ask, becomes, chat, error_of
-from backend_upstream import DONE, ROLE, eventually, token
+from backend_upstream import DONE, ROLE, eventually, send_pieces, token
 from conftest import write_keys
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams_client import STREAMS, Reader, begin, content, poll
 
 OTHER_KEY = "mr-" + "o" * 43
-
-
-def answer_with(pieces, pause=0.0):
-    async def script(request, answer):
-        await answer.head()
-        for piece in pieces:
-            await answer.chunk(piece)
-            if pause:
-                await asyncio.sleep(pause)
-        await answer.end()
-
-    return script
 
 
 def numbered(count):
@@ -44,7 +32,7 @@ def line_of(logs, made):
 
 
 async def test_a_stream_from_its_beginning_to_its_end(port, upstream, logs):
-    upstream.script = answer_with(numbered(5), pause=0.01)
+    upstream.script = send_pieces(numbered(5), pause=0.01)
     made = await begin(port)
     assert made["object"] == "chat.stream"
     assert made["model"] == "tiny"
@@ -83,7 +71,7 @@ async def test_stream_is_implied_and_an_asked_for_whole_answer_is_a_stream_as_we
 
 @pytest.mark.parametrize("way", ["header", "query"])
 async def test_resuming_behind_every_event(port, upstream, way):
-    upstream.script = answer_with(numbered(20), pause=0.002)
+    upstream.script = send_pieces(numbered(20), pause=0.002)
     made = await begin(port)
     whole = datas(b"".join(numbered(20)))
     for known in range(len(whole)):
@@ -96,7 +84,7 @@ async def test_resuming_behind_every_event(port, upstream, way):
 
 async def test_the_header_counts_more_than_the_query(port, upstream):
     """An EventSource that reconnects uses its old address, with a new header."""
-    upstream.script = answer_with(numbered(5))
+    upstream.script = send_pieces(numbered(5))
     made = await begin(port)
     reader = await Reader.open(port, made["events"] + "?after=1", after=4)
     await reader.rest()
@@ -129,7 +117,7 @@ async def test_any_cuts_on_the_way_in_and_any_on_the_way_out(port, upstream, eve
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
     edges = sorted({0, len(stream), *cuts})
     pieces = [stream[a:b] for a, b in pairwise(edges)]
-    upstream.script = answer_with(pieces, pause=0.001)
+    upstream.script = send_pieces(pieces, pause=0.001)
     made = await begin(port)
     whole = await (await Reader.open(port, made["events"])).rest()
     seen, known = [], 0
@@ -157,7 +145,7 @@ async def test_any_cuts_on_the_way_in_and_any_on_the_way_out(port, upstream, eve
 
 
 async def test_losing_the_line_in_mid_answer_does_not_stop_it(port, upstream):
-    upstream.script = answer_with(numbered(100), pause=0.005)
+    upstream.script = send_pieces(numbered(100), pause=0.005)
     made = await begin(port)
     seen: list[tuple[int | None, str]] = []
     for stop in (5, 30, 31, 70):
@@ -172,7 +160,7 @@ async def test_losing_the_line_in_mid_answer_does_not_stop_it(port, upstream):
 
 
 async def test_two_readers_at_once_each_get_everything(port, upstream):
-    upstream.script = answer_with(numbered(50), pause=0.004)
+    upstream.script = send_pieces(numbered(50), pause=0.004)
     made = await begin(port)
     first = await Reader.open(port, made["events"])
     await first.until(10)
@@ -182,7 +170,7 @@ async def test_two_readers_at_once_each_get_everything(port, upstream):
 
 
 async def test_one_stream_has_a_bounded_number_of_readers(port, upstream):
-    upstream.script = answer_with(numbered(100), pause=0.05)
+    upstream.script = send_pieces(numbered(100), pause=0.05)
     made = await begin(port)
     readers = [await Reader.open(port, made["events"]) for _ in range(16)]
     refused = await ask(port, "GET", made["events"])
@@ -241,7 +229,7 @@ async def test_an_id_that_there_is_not_yet_is_refused(port, upstream):
 
 
 async def test_what_the_buffer_had_to_drop_is_said_to_be_gone(start_backend, upstream):
-    upstream.script = answer_with(numbered(200))
+    upstream.script = send_pieces(numbered(200))
     port = start_backend(stream_buffer_bytes=8000).port
     made = await begin(port)
     reader = await Reader.open(port, made["events"])
@@ -260,7 +248,7 @@ async def test_a_reader_left_behind_by_another_is_told_so(start_backend, upstrea
 
     async def script(request, answer):
         await go.wait()
-        await answer_with([token("w" * 4000)] * 3000 + [DONE])(request, answer)
+        await send_pieces([token("w" * 4000)] * 3000 + [DONE])(request, answer)
 
     upstream.script = script
     port = start_backend(stream_buffer_bytes=100_000).port
@@ -411,7 +399,7 @@ async def test_what_breaks_behind_ends_the_stream_honestly(port, upstream, way):
 
 async def test_the_connection_of_the_post_serves_further_requests(port, upstream):
     """The generation goes on in the request's task: that must not hold its connection."""
-    upstream.script = answer_with(numbered(30), pause=0.02)
+    upstream.script = send_pieces(numbered(30), pause=0.02)
     connection = await Connection.open(port)
     await connection.send("POST", STREAMS, chat())
     assert await connection.head() == 201
