@@ -73,15 +73,19 @@ def soon(holds: Callable[[Server], bool], server: Server) -> bool:
 def follow(played: Played) -> str:
     """Run site.yml for the cards that are there: it serves, and only the engine was started anew.
 
+    The backend hands over, which drops nothing, exactly where another number of answers fits in.
     Returns what the run printed.
     """
     server = played.server
-    before = invocations(server)
+    before, fitted = invocations(server), played.plan()["backend"]["streams"]
+    backend = server.backend()
     done = played.run("site.yml", skip="verify")
     assert done.returncode == 0, done.stdout[-4000:]
     assert soon(streams, server)
     after = invocations(server)
     assert after.pop(ENGINE) != before.pop(ENGINE)
+    handed_over = after.pop(server.backend()) != before.pop(backend)
+    assert handed_over == (played.plan()["backend"]["streams"] != fitted)
     assert after == before
     assert played.report()["problems"] == []
     return str(done.stdout)
