@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -240,6 +241,7 @@ class ProcessBackend:
                 env={**os.environ, "PYTHONPATH": str(APP), **(environment or {})},
                 pass_fds=[own.fileno()],
                 stderr=log,
+                start_new_session=True,
             )
         if listener is None:
             own.close()
@@ -277,8 +279,9 @@ def start_process(files: Files, upstream: Upstream) -> Iterator[StartProcess]:
 
     yield start
     for backend in started:
-        if backend.process.poll() is None:
-            backend.process.kill()
+        # Its workers with it: they outlive a supervisor that is killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(backend.process.pid, signal.SIGKILL)
         backend.process.wait(10)
 
 
