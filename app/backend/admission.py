@@ -19,12 +19,10 @@ from backend.metrics import Metrics
 from backend.rates import Header, RequestRate, Reservation, TokenRate, open_store
 from backend.settings import ConfigError, Settings
 from backend.slots import NO_SLOT, LocalSlots, SharedSlots, Slots
-from backend.usage import Usage
+from backend.usage import BYTES_PER_TOKEN, Usage
 
 log = logging.getLogger(__name__)
 
-# English is about four bytes a token; what it really was is settled at the end.
-_BYTES_PER_TOKEN = 4
 _RETRY_AFTER_SECONDS = "1"
 """For who has all its streams under way: nobody knows when one ends."""
 _STORE_REST_SECONDS = 5.0
@@ -122,7 +120,7 @@ class Permit:
             )
 
     async def _reserve(self, ask: Ask, limit: int, default_answer_tokens: int) -> None:
-        prompt = ask.prompt_bytes // _BYTES_PER_TOKEN + 1
+        prompt = ask.prompt_bytes // BYTES_PER_TOKEN + 1
         wanted = prompt + (ask.most_tokens or 0)
         if wanted > limit:
             raise ApiError(
@@ -167,11 +165,7 @@ class Admission:
             raise ConfigError(f"store_url: {error}") from error
         self.requests = RequestRate(store)
         self.tokens = TokenRate(store)
-        self.slots: Slots = (
-            SharedSlots(settings.store_url)
-            if settings.store_url.startswith("redis")
-            else LocalSlots()
-        )
+        self.slots: Slots = SharedSlots(settings.store_url) if settings.has_redis else LocalSlots()
         self.house = House(
             settings.house_streams,
             settings.house_queue_length,

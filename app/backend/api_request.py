@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope
 from backend.admission import Ask
 from backend.apis import Api
 from backend.errors import ApiError
-from backend.field_rules import check_fields
+from backend.field_rules import check_fields, prompts_in
 from backend.settings import Settings
 
 
@@ -179,10 +179,7 @@ def _ask_for_usage(fields: dict[str, Any]) -> bool:
 
 def _most_tokens(fields: dict[str, Any], api: Api) -> int | None:
     each = fields.get("n")
-    choices = each if isinstance(each, int) and each > 0 else 1
-    prompt = fields.get("prompt")
-    if isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt):
-        choices *= len(prompt)
+    choices = (each if isinstance(each, int) and each > 0 else 1) * prompts_in(fields)
     for name in api.most_tokens:
         value = fields.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:

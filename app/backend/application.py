@@ -58,7 +58,7 @@ def build(settings: Settings) -> ASGIApp:
     upstream = Upstream(settings, read_credential(settings.upstream_key_credential))
     readiness = Readiness(settings, upstream)
     pool = Pool(settings.streams_buffer_bytes)
-    store = RedisStore(settings, pool) if "redis" in settings.store_url else StreamStore()
+    store = RedisStore(settings, pool) if settings.has_redis else StreamStore()
     streams = Streams(settings, tag_of(instance), pool, store)
     metrics = Metrics()
     admission = Admission(settings, metrics)

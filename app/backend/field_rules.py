@@ -50,16 +50,21 @@ def check_fields(fields: Mapping[str, Any], most_choices: int) -> None:
         _check_parts(fields.get(name), name)
 
 
+def prompts_in(fields: Mapping[str, Any]) -> int:
+    """Return how many prompts a request has: a list of numbers is one prompt, in tokens."""
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and any(isinstance(one, str | list) for one in prompt):
+        return len(prompt)
+    return 1
+
+
 def _check_choices(fields: Mapping[str, Any], most: int) -> None:
     each = fields.get("n")
     count = each if isinstance(each, int | float) else 1
     if count > most:
         raise _too_much("n", f"at most {most}")
-    prompt = fields.get("prompt")
-    # A list of numbers is one prompt, in tokens.
-    prompts = prompt if isinstance(prompt, list) else []
-    several = any(isinstance(one, str | list) for one in prompts)
-    if several and len(prompts) * max(count, 1) > most:
+    prompts = prompts_in(fields)
+    if prompts > 1 and prompts * max(count, 1) > most:
         raise _too_much("prompt", f"at most {most} prompts times n in one request")
     _check_count(fields, "input", _MOST_INPUTS, numbers_count=False)
 

@@ -31,7 +31,7 @@ from backend.upstream import (
     read_some,
     translate,
 )
-from backend.usage import Usage, UsageTap, usage_of
+from backend.usage import BYTES_PER_TOKEN, Usage, UsageTap, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,6 @@ _NOTICE_SECONDS = 1.0
 _RETRY_SECONDS = (0.5, 1.5)
 # Who asked for a whole answer gets no heartbeats, and proxies on the way give up after 100 s.
 _LONGEST_SILENT_WAIT_SECONDS = 60
-# Of English text, and only for an answer that the engine did not live to count.
-_BYTES_PER_TOKEN = 4
 _CODES_OF_NO_ENGINE = frozenset({"engine_unreachable"})
 
 
@@ -114,7 +112,7 @@ class Relay(GuardedAnswer):
         """Return what is known of an answer that was cut short: it took at least that."""
         if not self._pieces:
             return None
-        return Usage(self._ask.prompt_bytes // _BYTES_PER_TOKEN, self._pieces)
+        return Usage(self._ask.prompt_bytes // BYTES_PER_TOKEN, self._pieces)
 
     @property
     def _is_complete(self) -> bool:

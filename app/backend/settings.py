@@ -118,6 +118,11 @@ class Settings(Strict):
     # For whoever keeps a connection to us: longer than its pool does, or reuse races the close.
     keepalive_seconds: Annotated[int, Field(ge=1, le=3600)] = 80
 
+    @property
+    def has_redis(self) -> bool:
+        """Whether the store is a Redis and not this process's memory."""
+        return self.store_url != "memory://"
+
     @field_validator("upstream_url")
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:

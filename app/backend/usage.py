@@ -10,6 +10,8 @@ from typing import Any
 # In the text of an answer the quotes are escaped, so this is only found where it is a field.
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 # A CR that an LF follows is no line end of its own: else every CR LF would be two.
+BYTES_PER_TOKEN = 4
+"""Of English text, about: for what the engine has not counted yet, or did not live to."""
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 
 
