@@ -116,6 +116,15 @@ for (const [kind, make] of Object.entries(ENDLESS)) {
   });
 }
 
+test("a table that comes at once is drawn in parts, each as short as one that comes slowly", () => {
+  const splitter = new BlockSplitter();
+  const rows = Array.from({ length: 1_000 }, (_, n) => `| ${n} | x |\n`).join("");
+  const pieces = [...splitter.push(`| a | b |\n|---|---|\n${rows}`), ...splitter.end()];
+  const longest = Math.max(...pieces.map((piece) => piece.length));
+  assert.ok(longest < 2_000, `a part of ${longest} characters`);
+  assert.ok(pieces.every((piece) => piece.startsWith("| a | b |\n|---|---|\n")));
+});
+
 test("a link's address is found wherever it stands", () => {
   const found = definitions('See [it][The  Name].\n\n[the name]: https://example.org "title"\n');
   assert.equal(found["the name"]?.href, "https://example.org");

@@ -11,6 +11,8 @@ import { Lexer, type Token, type Tokens } from "marked";
 
 /** Characters after which an unfinished block is cut at a seam. */
 const LONG = 4_000;
+/** The same for a table, whose cells cost the browser several times what plain text does. */
+const LONG_TABLE = 1_500;
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})([^\n]*)\n/;
 
@@ -81,7 +83,8 @@ export class BlockSplitter {
     if (token?.type === "heading" || token?.type === "hr") {
       return this.cut(lengthOf(tokens), finished);
     }
-    return this.rest.length > LONG && this.cutAtSeam(token, whole, finished);
+    const long = token?.type === "table" ? LONG_TABLE : LONG;
+    return this.rest.length > long && this.cutAtSeam(token, whole, finished);
   }
 
   /** Every block is a piece of its own, with the empty lines behind it. */
@@ -114,10 +117,9 @@ export class BlockSplitter {
     }
     if (token?.type === "table") {
       const head = `${this.rest.split("\n", 2).join("\n")}\n`;
-      if (whole > head.length) {
-        this.cut(whole, finished, head);
-        return false;
-      }
+      // Of much that came at once, no more than one table's worth: each piece is drawn in one go.
+      const row = this.rest.indexOf("\n", Math.max(head.length, LONG_TABLE)) + 1;
+      if (row > head.length) return this.cut(row, finished, head);
     }
     if (whole > LONG / 2) return this.cut(whole, finished);
     // One endless line: at a space, or else anywhere.
