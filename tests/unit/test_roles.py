@@ -160,11 +160,14 @@ def test_systemd_is_told_of_every_unit_that_is_written(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_every_file_of_tasks_is_used(role: str) -> None:
     text = "".join(f.read_text() for f in sorted((ROOT / "roles").rglob("tasks/*.yml")))
-    sources = [o.removesuffix(".yml") for o in re.findall(r"[\w{}. ]+\.yml", text)]
+    sources = [o.removesuffix(".yml").strip() for o in re.findall(r"[\w{}. ]+\.yml", text)]
+    prefixes = tuple(s.split("{{")[0] for s in sources if "{{" in s and not s.startswith("{{"))
+    named = {"main", *sources}
+    for source in sources:
+        if option := options(role).get(source.strip("{ }")):
+            named |= set(option["choices"])
     for file in (ROOT / f"roles/{role}/tasks").glob("*.yml"):
-        stem = file.stem
-        by_variable = any("{{" in s and stem.startswith(s.split("{{")[0].strip()) for s in sources)
-        assert stem == "main" or stem in [s.strip() for s in sources] or by_variable, stem
+        assert file.stem in named or file.stem.startswith(prefixes), file.stem
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=lambda path: str(path.stem))
