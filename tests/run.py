@@ -3,8 +3,8 @@
 Stages: lint, unit, app, browser, host. A stage that fails does not stop the later ones, so that one
 run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
 
-What does not disturb one another runs side by side (`beside`). Nothing runs beside tests that judge
-by short times: those of app, and the host tests marked `timing`.
+What does not disturb one another runs side by side (`beside`). Tests that judge by short times,
+those of app and the host tests marked `timing`, have nothing beside them that works.
 """
 
 from __future__ import annotations
@@ -186,6 +186,20 @@ def install_chromium() -> None:
     subprocess.run([*install, "chromium", "fonts-dejavu-core"], check=False, env=quiet)
 
 
+def app(tally: Tally) -> bool:
+    """Run the tests of the backend and of the stream check.
+
+    The check against faults waits for streams most of the time: two halves of it go side by side.
+    """
+    faults = "tests/app/test_streamcheck_faults.py"
+    half = "in_front_of_the_backend or two_faults or deep or blocks_others"
+    first, second = [faults, "-k", half], [faults, "-k", f"not ({half})"]
+    with beside(tally, {"more faults": lambda own: pytest(own, "more faults", second)}) as results:
+        good = pytest(tally, "faults", first)
+    rest = pytest(tally, "app", ["tests/app", f"--ignore={faults}"])
+    return rest and good and all(results)
+
+
 def browser(tally: Tally) -> bool:
     """Drive the page in Chromium, with the real backend and a scripted engine behind it."""
     install_chromium()
@@ -350,14 +364,12 @@ def main() -> int:
     began = time.monotonic()
     if {"lint", "unit", "browser"} & set(stages):
         install_web()
-    quick = {"lint": lint, "unit": unit}
-    with beside(tally, {name: quick[name] for name in quick if name in stages}) as results:
+    together = {"lint": lint, "unit": unit, "browser": browser}
+    with beside(tally, {name: together[name] for name in together if name in stages}) as results:
         pass
     good = all(results)
     if "app" in stages:
-        good = pytest(tally, "app", ["tests/app"]) and good
-    if "browser" in stages:
-        good = browser(tally) and good
+        good = app(tally) and good
     if "host" in stages:
         if good:
             good = host(tally)
