@@ -362,7 +362,7 @@ def main() -> int:
     REPORTS.mkdir()
     tally = Tally()
     began = time.monotonic()
-    if {"lint", "unit", "browser"} & set(stages):
+    if {"lint", "unit", "browser", "host"} & set(stages):
         install_web()
     together = {"lint": lint, "unit": unit, "browser": browser}
     with beside(tally, {name: together[name] for name in together if name in stages}) as results:
