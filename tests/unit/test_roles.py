@@ -18,6 +18,9 @@ PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
 SHARED = {"plan": {"millrace_plan"}}
 README_LINES = 40
 
+# Ansible's own: how a task comes in.
+CONNECTION = {"ansible_ssh_args", "ansible_ssh_timeout"}
+
 # Handlers of another role of the same play, which is where Ansible looks for them.
 NOTIFIED_ELSEWHERE = {"tls": "nginx"}
 
@@ -115,7 +118,7 @@ def test_no_variable_leaves_its_roles_prefix(role: str) -> None:
             "ansible.builtin.include_role"
         )
         other = options(called["name"]) if isinstance(called, dict) else {}
-        names += [n for n in given if n not in other]
+        names += [n for n in given if n not in other and n not in CONNECTION]
         assert not [n for n in names if not own(n)], f"in {found.get('name')}"
         loop_variable = (found.get("loop_control") or {}).get("loop_var", "item")
         assert loop_variable == "item" or own(loop_variable)

@@ -134,6 +134,10 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                     "stdout_lines": ["http://deb/|bookworm|main|$(SIGNED_BY)|Debian|/etc/a.list:1"]
                 },
                 "nvidia_driver_decided": {"source": "nvidia", "repository": "debian12"},
+                "__ssh_seen": {
+                    "host_keys": {"ed25519": 256, "rsa": 3072},
+                    "offers": {"kex": [], "cipher": [], "mac": [], "key": ["ssh-ed25519"]},
+                },
                 "nvidia_driver_module_options": {"nvidia": "NVreg_EnableGpuFirmware=1"},
                 # One task for all: what ansible.builtin.template does, at a tenth of the time.
                 "texts": {

@@ -36,6 +36,17 @@ def addresses(network: str, index: int) -> tuple[str, str]:
     return f"{network}.{index}.1", f"{network}.{index}.2"
 
 
+def addresses6(index: int) -> tuple[str, str]:
+    """Return the same of IPv6: addresses that are unique on this machine and lead nowhere else."""
+    return f"fd91:{index}::1", f"fd91:{index}::2"
+
+
+def ipv6() -> bool:
+    """Tell whether this machine has IPv6."""
+    switch = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    return switch.exists() and switch.read_text().strip() == "0"
+
+
 def ensure(name: str, network: str, index: int) -> bool:
     """Make the network of one server whole; tell whether anything was missing."""
     with locked(RECORD):
@@ -63,6 +74,11 @@ def ensure(name: str, network: str, index: int) -> bool:
         run([*inside, "link", "set", "lo", "up"])
         run([*inside, "addr", "replace", f"{address}/30", "dev", INSIDE])
         run([*inside, "link", "set", INSIDE, "up"])
+        if ipv6():
+            # no way out and so no default route; nodad, for nobody else can hold the address
+            near, far = (f"{address6}/64" for address6 in addresses6(index))
+            run(["ip", "addr", "replace", near, "dev", link, "nodad"])
+            run([*inside, "addr", "replace", far, "dev", INSIDE, "nodad"])
         run([*inside, "route", "replace", "default", "via", gateway])
         return changed
 

@@ -138,9 +138,10 @@ def create(home: Path, spec: dict[str, Any]) -> None:
 
 def know(home: Path, spec: dict[str, Any]) -> bool:
     """Write what follows from this machine's settings of today; tell whether it changed."""
-    _, address = network.addresses(spec["network"], spec["index"])
+    names = [network.addresses(spec["network"], spec["index"])[1]]
+    names += [network.addresses6(spec["index"])[1]] if network.ipv6() else []
     keys = sorted((home / "root/etc/ssh").glob("ssh_host_*_key.pub"))
-    known = "".join(f"{address} {' '.join(key.read_text().split()[:2])}\n" for key in keys)
+    known = "".join(f"{','.join(names)} {' '.join(key.read_text().split()[:2])}\n" for key in keys)
     changed = write(home / "ssh/known_hosts", known, 0o600)
     return write(home / "root/etc/pip.conf", packages.pip_conf(spec["cache_dir"])) or changed
 
