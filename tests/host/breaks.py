@@ -61,7 +61,10 @@ def in_unit(test: str, told: str, unit: str, lines: str, restart: bool = True) -
 
 
 APT = "/etc/apt/apt.conf.d/52millrace"
-KEYS = "/etc/millrace/backend/keys.json"
+KEY = "/etc/millrace/backend/gateway_key"
+SECRETS = "test_secrets.py::test_secrets_are_in_no_"
+# What the journal took cannot be taken out of it, so that it is moved on and its past let go of.
+KEY_OUT_OF_THE_JOURNAL = "journalctl --rotate; journalctl --vacuum-time=1s"
 BACKEND = "/opt/millrace/backend/current/app/backend"
 RESTART = "millrace-handover --again; sleep 1"
 
@@ -97,11 +100,23 @@ BREAKS = [
     in_unit("test_units.py::test_not_root", "runs as root", "millrace-backend@*", "User=root"),
     in_unit("test_units.py::test_systemd_analyze_has_nothing_to_say", "a key systemd does not know",
             "millrace-backend@*", "MillraceNonsense=1", restart=False),
-    in_unit("test_units.py::test_secrets_are_in_no_argument_and_no_environment",
-            "the gateway's key in an environment", "millrace-backend@*",
-            "EnvironmentFile=/root/env"),
-    Break("test_units.py::test_secrets_are_in_no_file_that_others_read", "key file readable by all",
-          "chmod 0644 /etc/millrace/backend/gateway_key", "chmod 0600 /etc/millrace/backend/gateway_key"),
+    in_unit(f"{SECRETS}argument_no_environment_and_no_journal", "the gateway's key in an environment",
+            "millrace-backend@*", "EnvironmentFile=/root/env"),
+    Break(f"{SECRETS}argument_no_environment_and_no_journal", "a key as an argument",
+          f"systemd-run -q --unit=break-argument -p StandardInput=file:{KEY} bash -c 'read k; exec -a "
+          "break$k sleep 600'; sleep 1", "systemctl stop break-argument"),
+    Break(f"{SECRETS}argument_no_environment_and_no_journal", "a key in the journal",
+          f"cat {KEY} | systemd-cat -t break", KEY_OUT_OF_THE_JOURNAL),
+    Break("test_secrets.py::test_each_service_reads_its_own_and_nobody_anothers", "key file readable by all",
+          f"chmod 0644 {KEY}", f"chmod 0600 {KEY}"),
+    Break("test_secrets.py::test_each_service_reads_its_own_and_nobody_anothers", "the session's secret is the engine's too",
+          "install -m 0640 -g millrace-vllm /etc/millrace/backend/session_secret /opt/break",
+          "rm /opt/break"),
+    Break("test_secrets.py::test_private_keys_are_roots_alone", "nginx's workers read the key",
+          "chgrp www-data /etc/millrace/tls/server.key; chmod 0640 /etc/millrace/tls/server.key",
+          "chgrp root /etc/millrace/tls/server.key; chmod 0600 /etc/millrace/tls/server.key"),
+    Break("test_secrets.py::test_what_each_reads_comes_to_it", "gateway stopped",
+          "systemctl stop millrace-litellm", "systemctl start millrace-litellm; sleep 20"),
     Break("test_units.py::test_only_the_edge_listens_outside", "something listens on 9999",
           "systemd-run --unit=break-listen python3 -m http.server 9999; sleep 1",
           "systemctl stop break-listen"),

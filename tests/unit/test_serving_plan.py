@@ -270,6 +270,17 @@ def test_an_owners_flags_win() -> None:
     assert {k: arguments[k] for k in flags} == flags
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("model", ["recital", "Qwen/Qwen3-0.6B", "openai/gpt-oss-20b"])
+def test_no_plan_runs_what_a_model_brings(model: str, device: str) -> None:
+    """Its code, its files of this server, and tools that the engine itself would run."""
+    given = engine(device=device, model=model)["arguments"]
+    for flag in ("trust-remote-code", "allowed-local-media-path", "tool-server", "hf-overrides",
+                 "tool-parser-plugin", "enable-lora", "worker-extension-cls"):  # fmt: skip
+        assert flag not in given
+    assert given["host"] == "127.0.0.1"
+
+
 def test_an_owners_flag_that_cannot_be_is_refused() -> None:
     plan = serving_plan({**SETTINGS, "engine_arguments": {"tensor-parallel-size": 2}}, HARDWARE)
     assert "needs 2 cards" in plan["refusals"][0]
