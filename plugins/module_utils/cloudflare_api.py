@@ -43,7 +43,7 @@ PERMISSIONS: tuple[tuple[str, str], ...] = (
 """What a token needs, by the path that was refused; the names are those of the dashboard."""
 
 BAD_TOKEN = {1000, 6003, 6111}
-UNAUTHORISED = {9109, 10000, 7403, 10405}
+UNAUTHORISED = {9109, 10000, 7403, 10405, 1016}
 PLAN_CODES = {50001}
 PLAN_WORDS = re.compile(
     r"not entitled|entitlement|exceeded (the )?maximum number of rules|not allowed to edit"

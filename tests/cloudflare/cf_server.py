@@ -25,7 +25,7 @@ from cf_routes import ROUTES, RefusedError, Reply, Request
 from cf_state import Call, World
 
 PREFIX = "/client/v4"
-PARTS = ["cf_zones", "cf_dns", "cf_rulesets"]
+PARTS = ["cf_zones", "cf_dns", "cf_rulesets", "cf_certificates", "cf_pulls", "cf_tunnels"]
 """Files that register routes."""
 
 for part in PARTS:

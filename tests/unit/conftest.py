@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 import hypothesis
 import pytest
 from unit_kit import ROOT, Handler, clean_environment
+
+# Where a run of Ansible puts what our modules share.
+ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 
 # Leaves no folder of examples behind; a busy machine is no failure.
 hypothesis.settings.register_profile("unit", database=None, deadline=None)
