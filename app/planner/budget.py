@@ -18,6 +18,9 @@ GATEWAY_POOL_SECONDS = 15  # LiteLLM's aiohttp pool lets go after this
 GATEWAY_KEEPALIVE_SECONDS = 75
 BACKEND_POOL_SECONDS = 15
 BACKEND_KEEPALIVE_SECONDS = 80
+CLIENT_HEADER_SECONDS = 20  # a request's head, from its first byte
+CLIENT_BODY_SECONDS = 30  # between two pieces of a prompt
+CLIENT_SEND_SECONDS = 60  # a client that reads nothing for so long has left
 CLIENT_KEEPALIVE_SECONDS = 910  # Cloudflare keeps idle origin connections for 900
 
 
@@ -37,5 +40,8 @@ def timeout_budget() -> dict[str, int]:
         "gateway_keepalive_seconds": GATEWAY_KEEPALIVE_SECONDS,
         "backend_pool_seconds": BACKEND_POOL_SECONDS,
         "backend_keepalive_seconds": BACKEND_KEEPALIVE_SECONDS,
+        "client_header_seconds": CLIENT_HEADER_SECONDS,
+        "client_body_seconds": CLIENT_BODY_SECONDS,
+        "client_send_seconds": CLIENT_SEND_SECONDS,
         "client_keepalive_seconds": CLIENT_KEEPALIVE_SECONDS,
     }

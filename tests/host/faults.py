@@ -140,7 +140,7 @@ FAULTS = [
              "s/proxy_cache off;/proxy_cache break; proxy_cache_methods GET HEAD POST; "
              "proxy_cache_valid 200 5m; proxy_cache_key $request_uri$request_body;/"),
     in_nginx("nginx: another content type", "content_type_changed",
-             "s#proxy_buffering off;#proxy_buffering off; proxy_hide_header Content-Type; "
+             "s#location /v1/ {#& proxy_hide_header Content-Type; "
              "add_header Content-Type text/html;#"),
     in_nginx("nginx: cuts after 20 s of silence", "cut_on_silence",
              "s/proxy_read_timeout .*s;/proxy_read_timeout 20s;/", arguments=("--silence=32",)),

@@ -254,7 +254,8 @@ def test_who_leaves_before_a_plain_answer_frees_the_engine(engine: Server) -> No
     wire = connect(engine.address, engine.secrets / "server.crt", "http/1.1")
     body = json.dumps(chat(stream=False, max_tokens=8000, ignore_eos=True)).encode()
     wire.sendall(
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {engine.key}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {engine.address}\r\n"
+        f"Authorization: Bearer {engine.key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         + body
     )
