@@ -42,6 +42,31 @@ def test_sandbox(server: Server, unit: str) -> None:
     assert set(told.values()) == {"yes"}, told
 
 
+def test_no_unit_leaves_its_memory_behind(server: Server, unit: str) -> None:
+    """A dump would hold prompts: of the process itself, and of each it starts."""
+    name = unit_of(server, unit)
+    group = server.show(name, "ControlGroup")["ControlGroup"]
+    told = server.run(
+        f"for p in $(cat '/sys/fs/cgroup{group}/cgroup.procs'); do cat /proc/$p/limits; done"
+    )
+    limits = [line.split()[4:6] for line in told.splitlines() if line.startswith("Max core")]
+    assert limits
+    assert all(limit == ["0", "0"] for limit in limits)
+
+
+def test_what_a_unit_has_written_it_cannot_run(server: Server, unit: str) -> None:
+    if unit == "engine":
+        pytest.skip("it compiles at run time, and runs what came of it")
+    pid = server.show(unit_of(server, unit), "MainPID")["MainPID"]
+    told = server.run(
+        f"nsenter --mount --target {pid} sh -c "
+        "'cp /usr/bin/true /tmp/tried; /usr/bin/true && echo good; /tmp/tried; rm /tmp/tried' 2>&1",
+        check=False,
+    )
+    assert "good" in told
+    assert "/tmp/tried: Permission denied" in told
+
+
 def exposure(server: Server, unit: str) -> float:
     """What `systemd-analyze security` finds of a unit; 0 is best."""
     told = server.run(f"systemd-analyze security --no-pager '{unit}' | tail -1")

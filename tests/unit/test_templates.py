@@ -565,6 +565,33 @@ def test_systemd_itself_has_nothing_to_say(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# What `systemd-analyze security` may find at most (0 is best); others 2.0.
+EXPOSURE = {"systemd/nginx.conf": 3.0}
+
+
+@ALL
+@pytest.mark.parametrize("unit", [*SERVICES, "systemd/nginx.conf"])
+def test_every_service_is_exposed_to_little(
+    rendered: Path, machine: str, unit: str, tmp_path: Path
+) -> None:
+    """For cards as well, which no server of the host tests has."""
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed here")
+    file = tmp_path / (Path(unit).name.replace("nginx.conf", "nginx.service"))
+    # It counts what a unit says, and not what it runs.
+    file.write_text(re.sub(r"^ExecStart.*\n", "", read(rendered, machine, unit), flags=re.M)
+                    .replace("[Service]\n", "[Service]\nExecStart=/bin/true\n"))  # fmt: skip
+    most = EXPOSURE.get(unit, 2.0)
+    done = subprocess.run(
+        [analyze, "security", "--offline=true", f"--threshold={round(most * 10)}", "--no-pager",
+         str(file)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "exposure level" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stdout
+
+
 # The stream check ----------------------------------------------------------------------------
 
 
