@@ -72,6 +72,8 @@ def test_one_clock_is_kept(server: Server) -> None:
 @pytest.mark.breaks
 @pytest.mark.timeout(900)
 def test_it_is_taken_back_and_put_again(server: Server) -> None:
+    if server.suite != "bookworm":
+        pytest.skip("three runs of a playbook: what they do is the same on every release")
     constants = yaml.safe_load((ROOT / "roles/hardening/vars/main.yml").read_text())
     names = ("sysctl", "modprobe", "needrestart", "audit")
     files = [constants[f"__hardening_{name}"] for name in names] + constants["__hardening_limits"]
