@@ -165,7 +165,8 @@ def test_every_file_of_tasks_is_used(role: str) -> None:
     text = "".join(f.read_text() for f in sorted((ROOT / "roles").rglob("tasks/*.yml")))
     sources = [o.removesuffix(".yml").strip() for o in re.findall(r"[\w{}. ]+\.yml", text)]
     prefixes = tuple(s.split("{{")[0] for s in sources if "{{" in s and not s.startswith("{{"))
-    named = {"main", *sources}
+    plays = "".join(playbook.read_text() for playbook in PLAYBOOKS)
+    named = {"main", *sources, *re.findall(r"tasks_from: (\w+)", plays)}
     for source in sources:
         if option := options(role).get(source.strip("{ }")):
             named |= set(option["choices"])

@@ -155,6 +155,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                     "phone": {"key": OWNER_KEY + "2", **PHONE, "expires": "2037-12-31"},
                 },
                 "tls_domains": ["chat.example.org"],
+                "__tls_acme_hook": "/bin/true",  # systemd looks whether it is there
                 **{f"{name}_root": str(stubs / name) for name in PARTS},
             }
         )
@@ -519,6 +520,14 @@ def test_pools_let_go_as_planned(rendered: Path, machine: str) -> None:
     assert f"GRACEFUL_SHUTDOWN_TIMEOUT={budget['drain_seconds']}\n" in unit
 
 
+DROP_INS = {
+    "systemd/nginx.conf": "Type=forking\nPIDFile=/run/nginx.pid\nExecStart=/bin/true\n"
+    "ExecStop=/bin/false\n",
+    "systemd/certbot.conf": "Type=oneshot\nExecStart=/bin/true\n",
+}
+"""Drop-ins for units of Debian's, and the skeletons of those."""
+
+
 def instance_of(name: str) -> str:
     """Return a unit's file name; of a template, that of an instance which there is."""
     return Path(name).name.replace("backend@.", "backend@a.").replace("@.", "@main.")
@@ -540,16 +549,13 @@ def test_systemd_itself_has_nothing_to_say(
     for name in UNITS:
         text = read(rendered, machine, name)
         place = tmp_path / instance_of(name)
-        if name == "systemd/nginx.conf":
-            # A drop-in for Debian's unit, of which this is the skeleton.
-            (tmp_path / "nginx.service").write_text(
-                "[Unit]\nDescription=x\n[Service]\nType=forking\nPIDFile=/run/nginx.pid\n"
-                "ExecStart=/bin/true\nExecStop=/bin/false\n"
-            )
-            place = tmp_path / "nginx.service.d/millrace.conf"
+        if skeleton := DROP_INS.get(name):
+            service = tmp_path / Path(name).with_suffix(".service").name
+            service.write_text(f"[Unit]\nDescription=x\n[Service]\n{skeleton}")
+            place = tmp_path / f"{service.name}.d/millrace.conf"
             place.parent.mkdir()
         place.write_text(text)
-    name = "nginx.service" if unit == "systemd/nginx.conf" else unit
+    name = str(Path(unit).with_suffix(".service")) if unit in DROP_INS else unit
     done = subprocess.run(
         [analyze, "verify", "--man=no", "--recursive-errors=no",
          str(tmp_path / instance_of(name))],

@@ -173,8 +173,11 @@ def judge(certificate: Path, key: Path, names: Sequence[str]) -> tuple[str, str]
     keys = "".join(block for kind, block in blocks(secret) if "PRIVATE KEY" in kind)
     if not keys:
         raise UnfitError(f"{key} holds no private key (-----BEGIN PRIVATE KEY-----)")
-    problems = key_problems(key, keys, chain) or order_problems(chain)
-    problems += time_problems(chain, datetime.now(UTC)) + name_problems(chain[0], names)
+    problems = key_problems(key, keys, chain)
+    if not problems:
+        # Only then is the first certificate the one to ask.
+        problems = order_problems(chain) + name_problems(chain[0], names)
+    problems += time_problems(chain, datetime.now(UTC))
     if problems:
         raise UnfitError(*problems)
     return "".join(chain), keys
