@@ -150,3 +150,22 @@ def test_no_secret_is_in_the_repository_or_left_by_ansible(server: Server) -> No
         if file.is_file() and (names := told_in(file.read_text(errors="replace"), needles))
     }
     assert told == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["8001/v1/models", "4100/v1/models", "4100/vllm/v1/models", "4100/key/list", "4100/config/yaml"],
+)
+def test_engine_and_gateway_ask_whoever_is_on_the_server_for_a_key(
+    engine: Server, url: str
+) -> None:
+    """Any user reaches loopback: there a key is what lets in."""
+    for headers in ({}, {"Authorization": f"Bearer {engine.key}"}):
+        code, _ = engine.get(f"http://127.0.0.1:{url}", **headers)
+        assert code in (401, 403), (url, code)
+
+
+@pytest.mark.parametrize("path", ["ui", "docs", "redoc", "openapi.json", "sso/key/generate"])
+def test_the_gateway_has_no_pages(engine: Server, path: str) -> None:
+    code, body = engine.get(f"http://127.0.0.1:4100/{path}")
+    assert code in (401, 403, 404), (path, code)
