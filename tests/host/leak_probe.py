@@ -5,7 +5,8 @@ in by standard input, a line of JSON (name to texts), and go out by name only.
 
     python3 leak_probe.py everywhere    what lies where now: files and who may read them, processes,
                                         the journal, what systemd tells of its units
-    python3 leak_probe.py watch         processes, over and over, until standard input is closed
+    python3 leak_probe.py watch         processes, over and over, until standard input is closed;
+                                        says that it has begun
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def watch(needles: Needles) -> dict[str, object]:
     """Look at processes until standard input is closed."""
     found: set[tuple[str, str]] = set()
     looks = 0
+    print("watching", flush=True)
     while True:
         found |= set(in_processes(needles))
         looks += 1

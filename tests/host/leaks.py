@@ -92,8 +92,10 @@ def watched(server: Server | None, needles: Needles) -> Iterator[Watch]:
         command(server, "watch"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as probe:
         assert probe.stdin is not None
+        assert probe.stdout is not None
         probe.stdin.write(json.dumps(needles) + "\n")
         probe.stdin.flush()
+        assert probe.stdout.readline() == "watching\n"
         try:
             yield seen
         finally:

@@ -95,6 +95,8 @@ def test_processes_are_watched_while_they_come_and_go(where: str) -> None:
         assert watch.stdin is not None
         watch.stdin.write(json.dumps({"engine_key": [SECRET]}) + "\n")
         watch.stdin.flush()
+        assert watch.stdout is not None
+        assert watch.stdout.readline() == "watching\n"
         argument, environment = (SECRET, {}) if where == "cmdline" else ("0", {"KEY": SECRET})
         for _ in range(5):
             subprocess.run(
