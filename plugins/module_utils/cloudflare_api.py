@@ -60,11 +60,14 @@ class CloudflareApiError(Exception):
     request), broken (no answer, or errors beyond our patience).
     """
 
-    def __init__(self, kind: str, line: str, codes: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, kind: str, line: str, codes: tuple[int, ...] = (), permission: str = ""
+    ) -> None:
         super().__init__(line)
         self.kind = kind
         self.line = line
         self.codes = codes
+        self.permission = permission
 
 
 def wait_asked_for(header: str | None, now: float) -> float | None:
@@ -171,6 +174,15 @@ def permission_for(path: str) -> str:
     return "a permission for " + path
 
 
+def lacks(permissions: list[str]) -> str:
+    """Return the sentence for permissions that a token lacks."""
+    named = ", ".join(f"'{name}'" for name in permissions)
+    return (
+        f"the API token lacks {named}, or does not cover this zone. Add it in Cloudflare's "
+        "dashboard, My Profile > API Tokens, and run again."
+    )
+
+
 def kind_of(status: int, codes: tuple[int, ...], text: str) -> str:
     """Tell what sort of refusal an answer is; CloudflareApiError lists them."""
     if status == 429 or status >= 500:
@@ -210,9 +222,7 @@ def explain(problem: Any, what: str, path: str = "") -> CloudflareApiError:
     line = {
         "token": f"{what}: the API token is not valid: {told}. It may be mistyped, expired or "
         "revoked: make a new one (docs/cloudflare.md) and put it into vault_cloudflare_api_token",
-        "permission": f"{what}: the API token lacks the permission '{permission_for(asked)}', or "
-        f"does not cover this zone: {told}. Add it in Cloudflare's dashboard, My Profile > API "
-        "Tokens, and run again",
+        "permission": f"{what}: {lacks([permission_for(asked)])} {told}",
         "plan": f"{what}: this zone's plan refuses it: {told}",
         "missing": f"{what}: not found: {told}",
         "exists": f"{what}: it is there already: {told}",
@@ -220,7 +230,9 @@ def explain(problem: Any, what: str, path: str = "") -> CloudflareApiError:
         "broken": f"{what}: Cloudflare answers with errors, and goes on doing so: {told}. Nothing "
         "is lost: run again later, what is missing will be done then",
     }[kind]
-    return CloudflareApiError(kind, line, codes)
+    return CloudflareApiError(
+        kind, line, codes, permission_for(asked) if kind == "permission" else ""
+    )
 
 
 @contextmanager

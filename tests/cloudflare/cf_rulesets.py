@@ -170,6 +170,35 @@ def put_entrypoint(request: Request) -> Reply:
     return Reply(touched(ruleset))
 
 
+@route("POST", "/zones/{zone_id}/rulesets")
+def create_ruleset(request: Request) -> Reply:
+    phase = request.body.get("phase", "")
+    check_phase(request, phase, "Edit")
+    if phase in request.zone.rulesets:
+        raise RefusedError(
+            400,
+            20217,
+            "'zone' is not a valid value for kind because exceeded maximum number of zone rulesets "
+            f"for phase {phase}",
+            "/kind",
+        )
+    for rule in request.body.get("rules", []):
+        check_rule(request.zone, phase, rule)
+    rules = [complete(rule) for rule in request.body.get("rules", [])]
+    check_all(request.zone, phase, rules)
+    request.zone.rulesets[phase] = {
+        "id": new_id(),
+        "name": request.body["name"],
+        "description": request.body.get("description", ""),
+        "kind": request.body["kind"],
+        "phase": phase,
+        "version": "1",
+        "last_updated": now(),
+        "rules": rules,
+    }
+    return Reply(request.zone.rulesets[phase])
+
+
 @route("DELETE", "/zones/{zone_id}/rulesets/{ruleset_id}")
 def delete_ruleset(request: Request) -> Reply:
     ruleset = by_id(request, "Edit")

@@ -51,7 +51,8 @@ class Zone:
 class Fault:
     """An error to come: `times` answers with `status`, after `after` calls that match pass.
 
-    With `done` the call is carried out and only its answer is lost.
+    `method` and `path` are patterns. With `done` the call is carried out, and only its
+    answer is lost.
     """
 
     status: int
@@ -64,7 +65,7 @@ class Fault:
 
     def strikes(self, method: str, path: str) -> bool:
         """Tell whether this call gets the fault, and count it."""
-        if self.times <= 0 or (self.method and self.method != method):
+        if self.times <= 0 or not re.fullmatch(self.method or ".*", method):
             return False
         if not re.search(self.path, path):
             return False
