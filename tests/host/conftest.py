@@ -22,6 +22,7 @@ import pytest
 import testinfra
 
 sys.path.insert(0, str(Path(__file__).parent))
+from outside import Outside, found_outside
 from servers import Server, servers
 
 UNITS = {
@@ -113,3 +114,20 @@ def until_ready(engine: Server) -> Callable[[], float]:
         raise AssertionError(f"not ready after {READY_SECONDS} s")
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def outside() -> Outside:
+    """The outside host with its tools; skips where they cannot be had."""
+    found = found_outside()
+    if found is None:
+        pytest.skip("the inventory has no outside host")
+    if reason := found.install():
+        pytest.skip(f"the tools cannot be installed: {reason}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def one() -> Server:
+    """One server, for what takes a minute."""
+    return sorted(servers().items())[0][1]

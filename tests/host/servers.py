@@ -48,12 +48,20 @@ class Server:
     def run(self, command: str, check: bool = True, timeout: float = 120) -> str:
         """Run a shell command on the server as root and return what it printed."""
         done = subprocess.run(
-            ["ssh", *self.ssh_arguments, f"root@{self.address}", command],
-            capture_output=True, text=True, timeout=timeout, check=False,
+            self.ssh(command), capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{command!r} ended with {done.returncode}: {done.stderr}")
         return done.stdout
+
+    def ssh(self, command: str) -> list[str]:
+        """What runs a shell command on the server, as a command of this machine."""
+        return ["ssh", *self.ssh_arguments, f"root@{self.address}", command]
+
+    def put(self, file: Path, there: str) -> None:
+        """Copy a file to the server."""
+        command = self.ssh(f"cat > {shlex.quote(there)}")
+        subprocess.run(command, input=file.read_bytes(), check=True, timeout=60)
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """What systemd says of a unit."""
@@ -93,16 +101,27 @@ def figure(text: str) -> None:
         report.write(f"{text}\n")
 
 
-OWN = ("cards", "driver")
-"""Groups of servers that belong to the tests of that name, which change their hardware."""
+OWN = ("cards", "driver", "outside")
+"""Groups of servers that belong to the tests of that name alone."""
+
+
+def _inventory() -> tuple[DataLoader, InventoryManager, VariableManager]:
+    loader = DataLoader()
+    inventory = InventoryManager(loader=loader, sources=[str(ROOT / INVENTORY)])
+    return loader, inventory, VariableManager(loader=loader, inventory=inventory)
+
+
+def variable(server: str, name: str) -> Any:
+    """What the inventory makes of a variable for a server."""
+    loader, inventory, variables = _inventory()
+    raw = variables.get_vars(host=inventory.get_host(server))
+    return Templar(loader=loader, variables=raw).template(raw[name])
 
 
 @functools.cache
 def servers(pattern: str = "sandbox" + "".join(f":!{group}" for group in OWN)) -> dict[str, Server]:
     """Servers of the test inventory by name; without a pattern, those that everybody may ask."""
-    loader = DataLoader()
-    inventory = InventoryManager(loader=loader, sources=[str(ROOT / INVENTORY)])
-    variables = VariableManager(loader=loader, inventory=inventory)
+    loader, inventory, variables = _inventory()
     found = {}
     for host in inventory.get_hosts(pattern):
         raw = variables.get_vars(host=host)
