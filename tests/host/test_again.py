@@ -66,6 +66,8 @@ def test_check_mode_changes_nothing_and_tells_no_secret() -> None:
         (["plan_kv_cache_mib=9000000"], "choose a smaller model or a larger server"),
         (["millrace_gateway_key=short"], "vault_millrace_gateway_key: sk- and 29 or more"),
         (["plan_engine_port=22", '{"preflight_ports": [22]}'], "port 22 is taken by sshd"),
+        (['{"ssh_from": ["192.0.2.0/24"]}'], "and ssh would be closed to it: add it to ssh_from"),
+        (["ssh_root_login=no"], "this run comes in as root: set ansible_user"),
         (["vllm_model=no/thing", "millrace_hub_url=http://127.0.0.1:9"], "cannot be reached"),
     ],
 )  # fmt: skip

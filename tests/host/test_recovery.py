@@ -10,6 +10,7 @@ import pytest
 from conftest import UNITS, unit_of
 from servers import RECITAL, Server, figure
 from test_api import ask, chat, status, streams
+from trials import LOAD, RULESET, put_on_trial
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(900)]
 
@@ -52,6 +53,9 @@ def test_a_restart_of_the_engine_is_waited_out(
 
 
 def test_reboot(engine: Server, until_ready: Callable[[], float]) -> None:
+    """Streams come back; the firewall does as it was confirmed, though another was on trial."""
+    rules = engine.run(f"cat {RULESET}")
+    put_on_trial(engine, "firewall", RULESET, f"{rules}# on trial\n", LOAD, 3600)
     born = engine.run("cat /proc/sys/kernel/random/boot_id; stat -c %Y /proc/1").strip()
     engine.run("systemctl reboot", check=False)
     began = time.monotonic()
@@ -68,4 +72,6 @@ def test_reboot(engine: Server, until_ready: Callable[[], float]) -> None:
     until_ready()
     assert streams(engine)
     assert engine.run("systemctl is-system-running", check=False).strip() == "running"
+    assert engine.run(f"cat {RULESET}") == rules
+    engine.run("python3 /usr/local/lib/millrace/firewall.py agrees")
     figure(f"rebooted: streams after {time.monotonic() - began:.0f} s")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -205,6 +206,10 @@ def test_a_fresh_server_is_what_a_hoster_delivers(up: testinfra.host.Host) -> No
     assert up.check_output("hostname") == A
     assert up.check_output("cat /proc/1/comm") == "systemd"
     assert up.check_output("ip -o -4 addr show eth0").split()[3] == "10.91.251.2/30"
+    if Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").read_text() == "0\n":
+        assert "fd91:251::2/64" in up.check_output("ip -o -6 addr show eth0 scope global")
+        with socket.create_connection(("fd91:251::2", 22), timeout=5) as link:
+            assert link.recv(4) == b"SSH-"
     for package in ("cron", "nginx", "curl", "python3-pip"):
         assert not up.package(package).is_installed, package
     listening = {socket for socket in up.socket.get_listening_sockets() if "tcp" in socket}
