@@ -76,7 +76,24 @@ def in_backend(test: str, told: str, file: str, expression: str) -> Break:
     return Break(test, told, do, f"{restore(path)}; {RESTART}")
 
 
+OPENED = "nft add rule inet millrace input tcp dport 9999 accept"
+LOADED = "systemctl reload millrace-firewall"
+NFTABLES = "/etc/systemd/system/nftables.service.d/millrace.conf"
+DROP_IN = "/etc/ssh/sshd_config.d/00-millrace.conf"
+
 BREAKS = [
+    *(Break(f"test_firewall.py::{test}", "a port opened by hand", OPENED, LOADED) for test in (
+        "test_the_whole_table_is_what_was_rendered",
+        "test_nothing_more_is_opened_than_the_edge_and_ssh",
+        "test_from_outside_the_edge_answers_and_nothing_else")),
+    Break("test_firewall.py::test_other_tables_stay_and_ours_outlives_the_distributions_unit",
+          "nothing added to the distribution's unit",
+          f"{keep(NFTABLES)}; rm {NFTABLES}; systemctl daemon-reload",
+          f"{restore(NFTABLES)}; systemctl daemon-reload; systemctl stop nftables; {LOADED}"),
+    *(Break(f"test_ssh.py::{test}", "the distribution's sshd",
+            f"{keep(DROP_IN)}; rm {DROP_IN}; systemctl reload ssh; sleep 1",
+            f"{restore(DROP_IN)}; systemctl reload ssh; sleep 1") for test in (
+        "test_ssh_audit_finds_nothing", "test_nobody_comes_in_without_a_key")),
     Break("test_base.py::test_time_zone", "another zone", "timedatectl set-timezone UTC",
           "timedatectl set-timezone Europe/London"),
     Break("test_base.py::test_journal_is_bounded_and_kept", "bounds taken out",
