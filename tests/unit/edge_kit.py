@@ -65,7 +65,7 @@ def render(home: Path, playbook: Callable[..., Any], plan: dict[str, Any]) -> Pa
     group = ROOT / "inventory/group_vars/millrace"
     settings = yaml.safe_load((group / "settings.yml").read_text())
     wiring = yaml.safe_load((group / "wiring.yml").read_text())
-    needed = {k: v for k, v in wiring.items() if k.startswith("nginx_")}
+    needed = {k: v for k, v in wiring.items() if k.startswith("nginx_") or k == "millrace_http3"}
     # The hosts' own settings win over an owner's file, as they do in an inventory.
     (home / "group_vars").mkdir()
     (home / "group_vars/millrace.yml").write_text(yaml.safe_dump({**settings, **needed}))

@@ -171,6 +171,17 @@ def matches(pattern: str, path: str) -> bool:
     return bool(re.search(pattern[1:].replace(r"\z", r"\Z"), path))
 
 
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("name", EDGES)
+def test_http3_is_where_nginx_has_it_and_visitors_come_directly(
+    rendered: Path, name: str, release: str
+) -> None:
+    text = conf(rendered, name, release)
+    wanted = release == "13" and EDGES[name]["millrace_edge"] == "direct"
+    for sign in ("listen 443 quic", "listen [::]:443 quic", "Alt-Svc", "quic_retry on"):
+        assert (sign in text) == wanted
+
+
 # Who is answered ------------------------------------------------------------------------------
 
 
@@ -523,4 +534,4 @@ def test_every_answer_has_the_headers_that_it_should(edge: Edge) -> None:
         assert headers["x-content-type-options"] == "nosniff", path
         assert ("strict-transport-security" in headers) == trusted, path
         assert headers["server"] == "nginx"
-        assert "alt-svc" not in headers
+        assert ("alt-svc" in headers) == ("quic" in (edge.home / "nginx.conf").read_text())
