@@ -155,6 +155,8 @@ def localised(text: str, home: Path) -> str:
     ports = {"80": PLAIN, "443": TLS, "8443": TUNNEL}
     text = re.sub(r"(listen (?:\[::1?\]:|127\.0\.0\.1:)?)(80|443|8443)\b",
                   lambda m: f"{m[1]}{ports[m[2]]}", text)  # fmt: skip
+    if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        text = text.replace("X25519MLKEM768:", "")
     for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
         path = "client_body" if name == "body" else name
         text = text.replace("http {", f"http {{\n    {path}_temp_path {home}/{name};", 1)

@@ -209,6 +209,22 @@ def test_a_name_of_its_own_is_known_in_the_greeting(edge: Edge) -> None:
         edge.ask(host=NAME, sni="evil.example")
 
 
+@as_edge("direct", "strict", "cloudflare", "pulls", "tunnel")
+def test_http2_is_offered_to_whoever_is_let_in(edge: Edge) -> None:
+    tunnel = tunnelled(edge)
+    for sni in ("", NAME):
+        context = edge.greeting("pull")
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        where = ("127.0.0.1", TUNNEL) if tunnel else (OUTSIDE, edge_kit.TLS)
+        with socket.create_connection(where, timeout=10) as link:
+            try:
+                wire = context.wrap_socket(link, server_hostname=sni or None)
+            except ssl.SSLError:
+                assert sni != NAME or f" {NAME}" not in (edge.home / "nginx.conf").read_text()
+                continue
+            assert wire.selected_alpn_protocol() == "h2", sni
+
+
 @as_edge("strict")
 def test_who_knows_no_name_sees_no_certificate(edge: Edge) -> None:
     with pytest.raises(ssl.SSLError, match="unrecognized name"):
