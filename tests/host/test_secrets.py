@@ -176,7 +176,8 @@ def test_engine_and_gateway_ask_whoever_is_on_the_server_for_a_key(
     """Any user reaches loopback: there a key is what lets in."""
     for headers in ({}, {"Authorization": f"Bearer {engine.key}"}):
         code, _ = engine.get(f"http://127.0.0.1:{url}", **headers)
-        assert code in (401, 403), (url, code)
+        # LiteLLM has no store of keys to look a wrong one up in, and says so with 400.
+        assert code in ((400, 401) if headers and url.startswith("4100") else (401,)), (url, code)
 
 
 @pytest.mark.parametrize("path", ["docs", "redoc", "openapi.json"])
