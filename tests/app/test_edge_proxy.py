@@ -67,7 +67,8 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origins]:
                 sys.executable, "-m", "hypercorn", "--bind", f"127.0.0.1:{port}",
                 "--certfile", str(own.certificate), "--keyfile", str(own.key),
                 "--ca-certs", str(authority.certificate), "--verify-mode", "CERT_REQUIRED",
-                "--graceful-timeout", "0", name,
+                # None beside this process, which would outlive it.
+                "--workers", "0", "--graceful-timeout", "0", name,
             ]  # fmt: skip
             log = (folder / name).open("wb")
             running.append(subprocess.Popen(command, env=environment, stderr=log, stdout=log))
