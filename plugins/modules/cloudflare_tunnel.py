@@ -236,7 +236,7 @@ class Tunnel:
 
     def marked(self, record: Any) -> bool:
         """Tell whether a record was made here."""
-        return str(record.comment or "").startswith(self.params["mark"])
+        return str(record.comment or "").startswith(f"{self.params['mark']}:")
 
     def present(self) -> str:
         """Have the tunnel and its names; return its id."""

@@ -18,11 +18,11 @@ PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
 SHARED = {"plan": {"millrace_plan"}}
 README_LINES = 40
 
-# Ansible's own: how a task comes in.
-CONNECTION = {"ansible_ssh_args", "ansible_ssh_timeout"}
+# Ansible's own: how a task comes in, and which Python it runs in.
+CONNECTION = {"ansible_ssh_args", "ansible_ssh_timeout", "ansible_python_interpreter"}
 
 # Handlers of another role of the same play, which is where Ansible looks for them.
-NOTIFIED_ELSEWHERE = {"tls": "nginx"}
+NOTIFIED_ELSEWHERE = {"tls": "nginx", "origin_pulls": "nginx"}
 
 
 def load(path: Path) -> Any:

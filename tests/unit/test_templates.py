@@ -139,6 +139,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                     "host_keys": {"ed25519": 256, "rsa": 3072},
                     "offers": {"kex": [], "cipher": [], "mac": [], "key": ["ssh-ed25519"]},
                 },
+                "__cloudflared_tunnel": {"tunnel_id": "6ff42ae2-765d-4adf-8112-31c55c1551ef"},
+                "__cloudflared_program": "/bin/true",
                 "nvidia_driver_module_options": {"nvidia": "NVreg_EnableGpuFirmware=1"},
                 # One task for all: what ansible.builtin.template does, at a tenth of the time.
                 "texts": {
@@ -189,6 +191,8 @@ SERVICES = [name for name in UNITS if name.endswith(".service")]
 GUARD = "systemd/millrace-guard@.service"
 RANGES = "systemd/millrace-cloudflare-ranges.service"
 SERVING = [name for name in SERVICES if name not in (CHECK, GUARD, RANGES)]
+TUNNEL = "systemd/millrace-cloudflared.service"
+TUNNEL_CONFIG = "roles/cloudflared/etc/millrace/cloudflared/config.yml"
 
 
 @ALL
@@ -501,6 +505,10 @@ def test_services_are_in_the_sandbox(rendered: Path, machine: str, unit: str) ->
             "CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_CHOWN", "CAP_DAC_OVERRIDE",
         }  # fmt: skip
         return
+    if unit == TUNNEL:
+        # It goes out to Cloudflare, as a user that is there for as long as it runs.
+        assert service["DynamicUser"] == ["yes"]
+        return
     assert service["IPAddressDeny"] == ["any"]
     if unit == GUARD:
         # It asks the cards as root, and nobody over a network.
@@ -604,6 +612,41 @@ def test_every_service_is_exposed_to_little(
     )  # fmt: skip
     assert "exposure level" in done.stdout, done.stderr
     assert done.returncode == 0, done.stdout
+
+
+# The tunnel ----------------------------------------------------------------------------------
+
+
+@ALL
+def test_the_tunnel_leads_our_names_to_nginx_alone_and_checks_its_certificate(
+    rendered: Path, machine: str
+) -> None:
+    told = yaml.safe_load(read(rendered, machine, TUNNEL_CONFIG))
+    assert told["ingress"] == [
+        {"hostname": "chat.example.org", "service": "https://127.0.0.1:8443"},
+        {"service": "http_status:404"},
+    ]
+    origin = told["originRequest"]
+    assert (origin["noTLSVerify"], origin["originServerName"]) == (False, "chat.example.org")
+    assert origin["caPool"] == "/etc/millrace/cloudflared/origin-ca.pem"
+    # Streams are not gathered into one answer.
+    assert (origin["http2Origin"], origin["disableChunkedEncoding"]) == (True, False)
+    budget = plan_for(machine)["budget"]
+    assert int(origin["keepAliveTimeout"].rstrip("s")) < budget["client_keepalive_seconds"]
+    # cloudflared itself refuses more than three minutes.
+    assert int(told["grace-period"].rstrip("s")) <= min(180, budget["drain_seconds"])
+    assert told["no-autoupdate"] is True
+    assert told["management-diagnostics"] is False
+    assert told["metrics"].startswith("127.0.0.1:")
+
+
+@ALL
+def test_the_tunnels_secret_reaches_it_through_systemd(rendered: Path, machine: str) -> None:
+    told = yaml.safe_load(read(rendered, machine, TUNNEL_CONFIG))
+    service = settings(read(rendered, machine, TUNNEL), "Service")
+    (name,) = [line.partition(":")[0] for line in service["LoadCredential"]]
+    assert told["credentials-file"] == f"/run/credentials/millrace-cloudflared.service/{name}"
+    assert told["tunnel"] == "6ff42ae2-765d-4adf-8112-31c55c1551ef"
 
 
 # The stream check ----------------------------------------------------------------------------
