@@ -85,7 +85,7 @@ def make_client(authority_pem: str, name: str, days: int, now: datetime) -> str:
     authority_key, authority = split(authority_pem)
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    issuer = authority.public_key()
+    issuer = authority_key.public_key()
     certificate = (
         _unsigned(subject, authority.subject, key.public_key(), days, now)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -588,7 +588,11 @@ def test_systemd_itself_has_nothing_to_say(
 
 
 # What `systemd-analyze security` may find at most (0 is best); others 2.0.
-EXPOSURE = {"systemd/nginx.conf": 3.0}
+EXPOSURE = {
+    "systemd/nginx.conf": 3.0,
+    # Root once a day: nginx and nft judge the list before it is used.
+    "systemd/millrace-cloudflare-ranges.service": 3.0,
+}
 
 
 @ALL
