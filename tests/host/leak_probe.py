@@ -162,7 +162,7 @@ def watch(needles: Needles) -> dict[str, object]:
     while True:
         found |= set(in_processes(needles))
         looks += 1
-        if select.select([sys.stdin], [], [], 0.005)[0]:
+        if select.select([sys.stdin], [], [], 0.02)[0]:
             return {"processes": sorted(found), "looks": looks}
 
 

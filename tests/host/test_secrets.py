@@ -30,10 +30,10 @@ READS_NOW = {
     "engine": ("millrace-vllm", {"engine_key"}),
 }
 PLACES = ("/etc/millrace/", "/run/credentials/")
-# Roles that write secrets. Those of the certificate are left out: a new one would not be trusted by
-# who holds the old.
-WRITING = "vllm,litellm,backend,streamcheck"
-WRITTEN = ("/etc/millrace/vllm/", "/etc/millrace/litellm/", "/etc/millrace/streamcheck/",
+# Roles that write secrets. The certificate's is left out: whoever holds the old would not trust it;
+# and the engine's, for its key is in LiteLLM's file too and to load it again takes longer.
+WRITING = "litellm,backend,streamcheck"
+WRITTEN = ("/etc/millrace/litellm/", "/etc/millrace/streamcheck/",
            "/etc/millrace/backend/gateway_key", "/etc/millrace/backend/session_secret")  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_writes_them_all_tells_none(
     finally:
         engine.run(f"{back}; rm -r {kept}")
     assert done.returncode == 0, done.stdout[-4000:]
-    assert changes(done.stdout)[engine.name] >= 4, "they were not written again"
+    assert changes(done.stdout)[engine.name] >= 3, "they were not written again"
     assert told_in(done.stdout + done.stderr, needles) == []
     assert there.looks > 50
     assert here.looks > 20
