@@ -117,6 +117,24 @@ def files_problems(settings: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def origin_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Return why Cloudflare's Origin CA could not be asked, or to what use. No token appears."""
+    problems = []
+    if settings.get("millrace_edge", "direct") == "direct":
+        problems.append(
+            "tls_source: only Cloudflare trusts its Origin CA, and visitors come straight here: "
+            "set millrace_edge: cloudflare, or tls_source: acme."
+        )
+    if not settings.get("cloudflare_zone"):
+        problems.append("cloudflare_zone: missing: whose certificate is asked for?")
+    if not settings.get("tls_origin_api_token"):
+        problems.append(
+            "vault_cloudflare_api_token: missing: tls_source cloudflare_origin asks Cloudflare for "
+            "the certificate."
+        )
+    return problems
+
+
 def tls_problems(settings: Mapping[str, Any]) -> list[str]:
     """Return one line per problem, empty when all is well. `settings`: what was set, by name."""
     source = settings.get("tls_source", "self_signed")
@@ -134,6 +152,8 @@ def tls_problems(settings: Mapping[str, Any]) -> list[str]:
         problems += acme_problems(settings, names)
     if source == "files":
         problems += files_problems(settings)
+    if source == "cloudflare_origin":
+        problems += origin_problems(settings)
     return problems
 
 

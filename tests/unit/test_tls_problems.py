@@ -22,6 +22,13 @@ FILES = {
     "tls_files_certificate": PEM,
     "tls_files_key": "-----BEGIN PRIVATE KEY-----\nsecret-key\n-----END PRIVATE KEY-----\n",
 }
+ORIGIN = {
+    "tls_source": "cloudflare_origin",
+    "tls_domains": ["chat.example.org"],
+    "millrace_edge": "cloudflare",
+    "cloudflare_zone": "example.org",
+    "tls_origin_api_token": "secret-token",
+}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +43,8 @@ FILES = {
         DNS,
         {**DNS, "tls_domains": ["chat.example.org", "*.example.org"], "nginx_http_port": 8080},
         {**DNS, "millrace_edge": "tunnel"},
+        ORIGIN,
+        {**ORIGIN, "millrace_edge": "tunnel"},
         FILES,
         {**FILES, "tls_files_on": "server", "tls_files_certificate": "/etc/pki/a.crt"},
     ],
@@ -52,7 +61,10 @@ def test_sensible_settings_pass(settings: dict[str, Any]) -> None:
         ({"tls_domains": ["chat.example.org:8443"]}, "is no name such as"),
         ({"tls_domains": ["chat example.org"]}, "is no name such as"),
         ({"tls_source": "acme"}, "tls_domains: empty"),
-        ({"tls_source": "cloudflare_origin"}, "tls_domains: empty"),
+        ({**ORIGIN, "tls_domains": []}, "tls_domains: empty"),
+        ({**ORIGIN, "millrace_edge": "direct"}, "only Cloudflare trusts"),
+        ({**ORIGIN, "cloudflare_zone": ""}, "cloudflare_zone: missing"),
+        ({**ORIGIN, "tls_origin_api_token": ""}, "vault_cloudflare_api_token: missing"),
         ({**DNS, "tls_domains": ["*.example.org"]}, "tls_domains: empty"),
         ({**ACME, "tls_domains": ["chat.example.org", "192.0.2.1"]}, "the address 192.0.2.1"),
         ({**ACME, "tls_domains": ["chat.example.org", "host"]}, "host is no name of the public"),
