@@ -1,6 +1,6 @@
 """nginx's part in front of a backend, for tests of the page: files, TLS, and a line that can fail.
 
-Serves what `node build.mjs` made with the headers that templates/nginx/nginx.conf.j2 gives, and
+Serves what `node build.mjs` made with the headers that templates/nginx/parts/site.j2 gives, and
 passes /v1/ on. Tests cut the line, hold event streams back, or take the backend away.
 """
 
@@ -19,14 +19,16 @@ import aiohttp
 from aiohttp import web
 
 ROOT = Path(__file__).resolve().parents[2]
-NGINX = ROOT / "templates/nginx/nginx.conf.j2"
+SITE = ROOT / "templates/nginx/parts/site.j2"
 
 
 def page_headers() -> dict[str, str]:
     """Return the headers that nginx gives with the page."""
-    found = re.findall(r'^ *add_header ([\w-]+) "([^"]+)" always;', NGINX.read_text(), re.M)
-    assert "Content-Security-Policy" in dict(found)
-    return dict(found)
+    # In the template, from what every answer has to where the refusals begin.
+    given = SITE.read_text().partition("macro every_answer")[2].partition("macro refusal")[0]
+    found = dict(re.findall(r'add_header ([\w-]+) "([^"{]+)" always;', given))
+    assert {"Content-Security-Policy", "X-Content-Type-Options"} <= set(found)
+    return found
 
 
 class Front:
