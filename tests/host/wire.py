@@ -47,7 +47,7 @@ class Reads:
     def text(self) -> str:
         """The answer."""
         pieces = [json.loads(event) for event in self.events if event != b"[DONE]"]
-        deltas = [piece["choices"][0]["delta"] for piece in pieces if piece["choices"]]
+        deltas = [piece["choices"][0]["delta"] for piece in pieces if piece.get("choices")]
         return "".join(delta.get("content") or "" for delta in deltas)
 
     @property
