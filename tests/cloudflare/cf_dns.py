@@ -45,6 +45,13 @@ def complete(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def keep(zone: Zone, record: dict[str, Any]) -> Reply:
+    """Put a record into the zone unless it is refused, and tell what it became."""
+    check(zone, record)
+    zone.records[record["id"]] = made = complete(record)
+    return Reply(made)
+
+
 @route("GET", "/zones/{zone_id}/dns_records", needs="Zone > DNS > Read")
 def list_records(request: Request) -> Reply:
     wanted = {
@@ -61,10 +68,7 @@ def list_records(request: Request) -> Reply:
 
 @route("POST", "/zones/{zone_id}/dns_records", needs="Zone > DNS > Edit")
 def create_record(request: Request) -> Reply:
-    check(request.zone, request.body)
-    made = complete({"id": new_id(), "created_on": now(), **request.body})
-    request.zone.records[made["id"]] = made
-    return Reply(made)
+    return keep(request.zone, {"id": new_id(), "created_on": now(), **request.body})
 
 
 def known(request: Request) -> dict[str, Any]:
@@ -82,19 +86,13 @@ def get_record(request: Request) -> Reply:
 
 @route("PATCH", "/zones/{zone_id}/dns_records/{record_id}", needs="Zone > DNS > Edit")
 def edit_record(request: Request) -> Reply:
-    changed = {**known(request), **request.body}
-    check(request.zone, changed)
-    request.zone.records[changed["id"]] = complete(changed)
-    return Reply(request.zone.records[changed["id"]])
+    return keep(request.zone, {**known(request), **request.body})
 
 
 @route("PUT", "/zones/{zone_id}/dns_records/{record_id}", needs="Zone > DNS > Edit")
 def replace_record(request: Request) -> Reply:
     old = known(request)
-    changed = {"id": old["id"], "created_on": old["created_on"], **request.body}
-    check(request.zone, changed)
-    request.zone.records[changed["id"]] = complete(changed)
-    return Reply(request.zone.records[changed["id"]])
+    return keep(request.zone, {"id": old["id"], "created_on": old["created_on"], **request.body})
 
 
 @route("DELETE", "/zones/{zone_id}/dns_records/{record_id}", needs="Zone > DNS > Edit")
