@@ -123,6 +123,7 @@ def translate(error: Exception) -> ApiError:
             504,
             "The model server did not accept the connection in time.",
             ended="upstream_timeout",
+            not_reached=True,
             fault="connect_timeout",
         )
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -144,11 +145,23 @@ def broken_off() -> ApiError:
 
 
 def gateway_error(
-    status: int, message: str, *, fault: str, ended: str = "upstream_error"
+    status: int,
+    message: str,
+    *,
+    fault: str,
+    ended: str = "upstream_error",
+    not_reached: bool = False,
 ) -> ApiError:
     """Make the error for an upstream that failed us; `fault` says how, in one word."""
-    code = "upstream_timeout" if ended == "upstream_timeout" else "upstream_error"
-    return ApiError(status, message, kind="server_error", code=code, ended=ended, fault=fault)
+    return ApiError(
+        status,
+        message,
+        kind="server_error",
+        code="upstream_timeout" if ended == "upstream_timeout" else "upstream_error",
+        ended=ended,
+        not_reached=not_reached,
+        fault=fault,
+    )
 
 
 def unavailable(

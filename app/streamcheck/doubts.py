@@ -18,6 +18,8 @@ BUSY_SHARE = 0.9
 """When this machine's processors had so little rest, a hop on it may be slow for want of them."""
 LOAD_KINDS = ("slow_hop", "delayed")
 TRIES = 3
+SPLIT_TRIES = 5
+"""So many when three do not agree enough: one answer may come late or early by chance."""
 NOISY_TRIES = 6
 SURE = 0.7
 LEAST_SURE = 0.55
@@ -80,7 +82,9 @@ class Doubts:
             if found.kind in PORTIONS and portions and found.source == "emitter":
                 # Asked for alone, the portions are the hop's own and not those of a crowd.
                 found = dataclasses.replace(portions[0], ways=found.ways, source=found.source)
-            if asked >= TRIES or (came == asked == 2):
+            if came == asked == 2 or (asked >= TRIES and came == 1):
+                break
+            if asked >= (TRIES if found.confidence * came / asked >= LEAST_SURE else SPLIT_TRIES):
                 break
         if asked == counted:
             hop.doubts.append(
@@ -89,7 +93,8 @@ class Doubts:
             )
             return None
         if came * 2 <= asked:
-            self._asker.notes.append(f"{hop.target.title}: once, and not again: {found.summary}")
+            often = "once, and not again" if came <= 1 else f"{came} times of {asked} only"
+            self._asker.notes.append(f"{hop.target.title}: {often}: {found.summary}")
             return None
         confidence = round(found.confidence * came / asked, 2)
         if confidence < LEAST_SURE:

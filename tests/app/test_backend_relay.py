@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import time
@@ -344,20 +345,41 @@ async def test_nobody_listens(port, upstream, logs, stream):
     assert (await logs.next_request())["ended"] == "upstream_error"
 
 
-async def test_connecting_takes_too_long(start_backend, upstream):
-    full = socket.create_server(("127.0.0.1", 0), backlog=0)
-    others = []
-    for _ in range(4):  # Fill the queue: the next SYN gets no answer.
-        other = socket.socket()
-        other.setblocking(False)
-        other.connect_ex(full.getsockname())
-        others.append(other)
-    url = f"http://127.0.0.1:{full.getsockname()[1]}"
+@pytest.fixture
+def crowded_port():
+    """A port with a full queue: whoever connects hears nothing until the listener is closed."""
+    with contextlib.ExitStack() as sockets:
+        full = sockets.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            other = sockets.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        yield full
+
+
+async def test_connecting_takes_too_long(start_backend, crowded_port):
+    url = f"http://127.0.0.1:{crowded_port.getsockname()[1]}"
     backend = start_backend(upstream_url=url, connect_timeout_seconds=0.3)
     response = await ask(backend.port, "POST", CHAT, chat())
     assert response.status == 504
-    for sock in (full, *others):
-        sock.close()
+
+
+async def test_a_gateway_too_busy_to_take_connections_is_waited_for(
+    start_backend, upstream, logs, crowded_port
+):
+    await upstream.stop()
+    upstream.port = crowded_port.getsockname()[1]
+    url = f"http://127.0.0.1:{upstream.port}"
+    settings = {"connect_timeout_seconds": 0.3, "restart_wait_seconds": 20}
+    port = start_backend(upstream_url=url, **settings).port
+    asking = asyncio.create_task(ask(port, "POST", CHAT, chat()))
+    await asyncio.sleep(1)
+    assert not asking.done()
+    crowded_port.close()
+    await upstream.start()
+    response = await asyncio.wait_for(asking, 10)
+    assert response.body == ROLE + token("Hi") + DONE
+    assert (await logs.next_request())["resent"] >= 1
 
 
 async def close_at_once(request, answer):

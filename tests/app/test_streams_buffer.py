@@ -173,6 +173,22 @@ async def test_what_was_sent_is_kept_for_a_reader_that_comes_back():
     assert buffer.held_bytes <= 10_000
 
 
+async def test_a_burst_that_came_at_once_is_cut_to_the_bound_once_it_is_read():
+    buffer = buffer_of(limit=10_000)
+    for _ in range(100):
+        buffer.append(b"x" * 200)
+    buffer.end()
+    assert buffer.held_bytes > 10_000, "nobody has had it: nothing may go"
+    assert ids(buffer.read(0, 1 << 20)) == list(range(1, 101))
+    assert ids(buffer.read(0, 1 << 20)) == list(range(1, 101)), "a second reader, in the same turn"
+    await asyncio.sleep(0)
+    assert buffer.held_bytes <= 10_000
+    assert buffer._pool.used == buffer.held_bytes
+    with pytest.raises(EventsGoneError):
+        buffer.read(0, 1)
+    assert ids(buffer.read(95, 1 << 20)) == [96, 97, 98, 99, 100]
+
+
 async def test_all_buffers_together_keep_within_the_pool():
     pool = Pool(100_000)
     buffers = [buffer_of(50_000, pool) for _ in range(10)]

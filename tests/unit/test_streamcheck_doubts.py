@@ -73,10 +73,23 @@ def test_two_of_three_is_less_sure() -> None:
     assert script.asked == 2
 
 
-def test_two_of_three_of_an_unsure_kind_is_a_doubt() -> None:
-    hop, _ = settle(SLOW, [steady(), SLOW])
+def test_two_of_three_of_an_unsure_kind_is_asked_twice_more() -> None:
+    hop, script = settle(SLOW, [steady(), SLOW])
+    assert [(f.kind, f.confidence) for f in hop.findings] == [("slow_hop", 0.6)]
+    assert script.asked == 3
+
+
+def test_three_of_five_of_an_unsure_kind_is_a_doubt() -> None:
+    hop, script = settle(SLOW, [steady(), SLOW, steady(), SLOW])
     assert hop.findings == []
-    assert "2 times of 3" in hop.doubts[0]
+    assert "3 times of 5" in hop.doubts[0]
+    assert script.asked == 4
+
+
+def test_two_of_five_is_a_note_that_says_so() -> None:
+    hop, script = settle(SLOW, [steady(), SLOW, steady()])
+    assert (hop.findings, hop.doubts) == ([], [])
+    assert "2 times of 5 only" in script.notes[0]
 
 
 def busy(seen: Observation) -> Observation:

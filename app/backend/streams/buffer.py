@@ -197,6 +197,10 @@ class EventBuffer:
         self._sent = number
         self._sent_bytes += size
         self._unsent_bytes -= size
+        if self.held_bytes > self._limit:
+            # They came in one burst, and nothing may come after it that would make room. Other
+            # readers that were told of it have their turn first.
+            asyncio.get_running_loop().call_soon(self._trim)
         self.wake_producer()
 
     def _trim(self) -> None:
