@@ -14,6 +14,12 @@ from servers import ROOT, Server, figure, playbook, servers
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.fixture
+def one() -> Server:
+    """One server, for what takes minutes and is the same on every release."""
+    return servers()[sorted(servers())[0]]
+
+
 def limit() -> str:
     """The servers whose engine runs."""
     whole = [s.name for s in servers().values() if not s.run("cat /etc/millrace/no-engine", False)]
@@ -71,28 +77,28 @@ def test_check_mode_changes_nothing_and_tells_no_secret() -> None:
         (["vllm_model=no/thing", "millrace_hub_url=http://127.0.0.1:9"], "cannot be reached"),
     ],
 )  # fmt: skip
-def test_refuses_before_anything_is_changed(settings: list[str], told: str) -> None:
+def test_refuses_before_anything_is_changed(one: Server, settings: list[str], told: str) -> None:
     extra = [part for setting in settings for part in ("-e", setting)]
-    done = playbook("site.yml", "--limit", sorted(servers())[0], *extra)
+    done = playbook("site.yml", "--limit", one.name, *extra)
     assert done.returncode != 0
     assert told in " ".join(done.stdout.split()), done.stdout
     assert set(changes(done.stdout).values()) == {0}
     assert "Base system" not in done.stdout
 
 
-def test_a_half_installed_release_is_finished(server: Server) -> None:
-    release = server.run("readlink -f /opt/millrace/backend/current").strip()
-    server.run(f"rm -rf {release}/.complete {release}/venv/lib/python3*/site-packages/fastapi")
-    done = playbook("playbooks/backend.yml", "--limit", server.name)
+def test_a_half_installed_release_is_finished(one: Server) -> None:
+    release = one.run("readlink -f /opt/millrace/backend/current").strip()
+    one.run(f"rm -rf {release}/.complete {release}/venv/lib/python3*/site-packages/fastapi")
+    done = playbook("playbooks/backend.yml", "--limit", one.name)
     assert done.returncode == 0, done.stdout
-    assert server.run(f"cat {release}/.complete")
-    assert server.run(f"ls -d {release}/venv/lib/python3*/site-packages/fastapi").strip()
+    assert one.run(f"cat {release}/.complete")
+    assert one.run(f"ls -d {release}/venv/lib/python3*/site-packages/fastapi").strip()
 
 
-def test_installs_without_a_network_from_a_wheelhouse(server: Server) -> None:
+def test_installs_without_a_network_from_a_wheelhouse(one: Server) -> None:
     """A new release of the backend, with every way out cut off."""
-    release = server.run("readlink -f /opt/millrace/backend/current").strip()
-    server.run(
+    release = one.run("readlink -f /opt/millrace/backend/current").strip()
+    one.run(
         f"for lock in pip requirements; do {release}/venv/bin/python -m pip download -q --no-deps "
         f"--require-hashes -d /srv/wheelhouse -r {release}/$lock.txt; done",
         timeout=300,
@@ -106,24 +112,24 @@ def test_installs_without_a_network_from_a_wheelhouse(server: Server) -> None:
         "add rule inet cut out tcp sport 22 accept\n"
     )
     try:
-        server.run(f"printf %s '{cut}' | nft -f -")
-        server.run("! timeout 5 bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'")
+        one.run(f"printf %s '{cut}' | nft -f -")
+        one.run("! timeout 5 bash -c 'exec 3<>/dev/tcp/192.0.2.1/80'")
         done = playbook(
-            "playbooks/backend.yml", "--limit", server.name,
+            "playbooks/backend.yml", "--limit", one.name,
             "-e", "millrace_wheelhouse=/srv/wheelhouse",
             "-e", "python_release_python=/usr/bin/python3",
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
-        fresh = server.run("readlink -f /opt/millrace/backend/current").strip()
+        fresh = one.run("readlink -f /opt/millrace/backend/current").strip()
         assert fresh != release
     finally:
-        server.run("nft delete table inet cut", check=False)
+        one.run("nft delete table inet cut", check=False)
     # Back again: the release before is still there, so this is a switch and a restart.
-    done = playbook("playbooks/backend.yml", "--limit", server.name)
+    done = playbook("playbooks/backend.yml", "--limit", one.name)
     assert done.returncode == 0, done.stdout
-    assert server.run("readlink -f /opt/millrace/backend/current").strip() == release
+    assert one.run("readlink -f /opt/millrace/backend/current").strip() == release
     assert "Install the backend" not in done.stdout
-    server.run("rm -rf /srv/wheelhouse")
+    one.run("rm -rf /srv/wheelhouse")
 
 
 def test_example_inventory_is_whole() -> None:
