@@ -23,6 +23,12 @@ except ImportError as problem:
     MISSING = str(problem)
 
 API_URL = "https://api.cloudflare.com/client/v4"
+OPTIONS = {
+    "api_token": {"type": "str", "required": True, "no_log": True},
+    "api_url": {"type": "str", "default": API_URL},
+    "zone": {"type": "str", "required": True},
+}
+"""What every module is told; documented in plugins/doc_fragments/cloudflare_api.py."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 30.0
 WORTH_ANOTHER_TRY = {408, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 530}

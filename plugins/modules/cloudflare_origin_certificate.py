@@ -9,7 +9,7 @@ from typing import Any
 from ansible.module_utils import certificates as pki
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloudflare_api import (
-    API_URL,
+    OPTIONS,
     CloudflareApiError,
     connect,
     explained,
@@ -31,17 +31,6 @@ description:
     held one, with C(state=absent) all that it made. A certificate counts as made by it when it is
     of the request's key or when the server holds it.
 options:
-  api_token:
-    description: A token with 'Zone > SSL and Certificates > Edit' and 'Zone > Zone > Read'.
-    type: str
-    required: true
-  api_url:
-    description: Address of the API.
-    type: str
-  zone:
-    description: The zone's name.
-    type: str
-    required: true
   request:
     description: The certificate signing request, as PEM.
     type: str
@@ -74,6 +63,7 @@ options:
     type: str
     choices: [present, only, absent]
     default: present
+extends_documentation_fragment: [cloudflare_api]
 author: Millrace
 """
 
@@ -183,9 +173,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "api_token": {"type": "str", "required": True, "no_log": True},
-            "api_url": {"type": "str", "default": API_URL},
-            "zone": {"type": "str", "required": True},
+            **OPTIONS,
             "request": {"type": "str", "required": True},
             "certificate": {"type": "str", "default": ""},
             "domains": {"type": "list", "elements": "str", "default": []},

@@ -13,7 +13,7 @@ from ansible.module_utils import certificates as pki
 from ansible.module_utils import secret_files
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloudflare_api import (
-    API_URL,
+    OPTIONS,
     CloudflareApiError,
     connect,
     explained,
@@ -44,17 +44,6 @@ description:
   - Touches no certificate that its authority did not sign. Where there are such, it stops, since
     Cloudflare would show one certificate to all origins of the zone.
 options:
-  api_token:
-    description: A token with 'Zone > SSL and Certificates > Edit' and 'Zone > Zone > Read'.
-    type: str
-    required: true
-  api_url:
-    description: Address of the API.
-    type: str
-  zone:
-    description: The zone's name.
-    type: str
-    required: true
   folder:
     description: Folder on this machine for the authority and the client's key. One for a zone.
     type: path
@@ -84,6 +73,7 @@ options:
     type: str
     choices: [prepared, present, absent]
     default: present
+extends_documentation_fragment: [cloudflare_api]
 author: Millrace
 """
 
@@ -277,9 +267,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "api_token": {"type": "str", "required": True, "no_log": True},
-            "api_url": {"type": "str", "default": API_URL},
-            "zone": {"type": "str", "required": True},
+            **OPTIONS,
             "folder": {"type": "path", "required": True},
             "validity_days": {"type": "int", "default": 1095},
             "renew_days": {"type": "int", "default": 365},

@@ -14,7 +14,7 @@ from typing import Any
 from ansible.module_utils import secret_files
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloudflare_api import (
-    API_URL,
+    OPTIONS,
     CloudflareApiError,
     connect,
     explained,
@@ -32,17 +32,6 @@ description:
     when Cloudflare's token for it holds our secret; one of somebody else's is left alone.
   - Names that lead elsewhere are left alone as well, unless a record carries C(mark).
 options:
-  api_token:
-    description: A token with 'Account > Cloudflare Tunnel > Edit' and 'Zone > DNS > Edit'.
-    type: str
-    required: true
-  api_url:
-    description: Address of the API.
-    type: str
-  zone:
-    description: The zone's name.
-    type: str
-    required: true
   name:
     description: The tunnel's name.
     type: str
@@ -65,6 +54,7 @@ options:
     type: str
     choices: [present, absent]
     default: present
+extends_documentation_fragment: [cloudflare_api]
 author: Millrace
 """
 
@@ -291,9 +281,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "api_token": {"type": "str", "required": True, "no_log": True},
-            "api_url": {"type": "str", "default": API_URL},
-            "zone": {"type": "str", "required": True},
+            **OPTIONS,
             "name": {"type": "str", "required": True},
             "hostnames": {"type": "list", "elements": "str", "default": []},
             "file": {"type": "path", "required": True},

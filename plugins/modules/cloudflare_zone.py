@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloudflare_api import (
-    API_URL,
+    OPTIONS,
     CloudflareApiError,
     connect,
     find_zone,
@@ -39,18 +39,6 @@ description:
     is finished by the next one.
   - Runs on the controller, whose environment has the C(cloudflare) library.
 options:
-  api_token:
-    description: Token of the API; docs/cloudflare.md lists its permissions.
-    type: str
-    required: true
-  api_url:
-    description: Address of the API.
-    type: str
-    default: https://api.cloudflare.com/client/v4
-  zone:
-    description: Name of the zone.
-    type: str
-    required: true
   mark:
     description: What the references of our rules begin with, C(_) follows.
     type: str
@@ -91,6 +79,7 @@ options:
     description: How long one request is tried again while Cloudflare is busy or broken.
     type: int
     default: 180
+extends_documentation_fragment: [cloudflare_api]
 author: Millrace
 """
 
@@ -222,9 +211,7 @@ def main() -> None:
     """Run as a module."""
     module = AnsibleModule(
         argument_spec={
-            "api_token": {"type": "str", "required": True, "no_log": True},
-            "api_url": {"type": "str", "default": API_URL},
-            "zone": {"type": "str", "required": True},
+            **OPTIONS,
             "mark": {"type": "str", "default": "millrace"},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "dns": {"type": "list", "elements": "dict", "default": []},

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from unit_kit import ROOT
+from unit_kit import ROOT, declared
 
 INVENTORY = ROOT / "inventory/group_vars/millrace"
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -121,9 +121,7 @@ def template_of(file: Path, task: dict[str, Any]) -> str:
 
 def masked(module: str, option: str) -> bool:
     """Whether one of our modules declares that Ansible never shows an option of it."""
-    source = ROOT / f"plugins/modules/{module}.py"
-    pattern = rf'"{option}": (\{{|dict\()[^}})]*"?no_log"?(: |=)True'
-    return source.exists() and re.search(pattern, source.read_text()) is not None
+    return declared(module).get(option, {}).get("no_log") is True
 
 
 def shown(file: Path, task: dict[str, Any]) -> set[str]:

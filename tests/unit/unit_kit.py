@@ -6,7 +6,9 @@ Not in conftest.py, for tests/app has one as well and only one module can have t
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
+import importlib
 import json
 import os
 import socket
@@ -15,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "tests/unit"
@@ -28,6 +31,26 @@ def clean_environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in kept.items() if not k.lower().endswith("_proxy")}
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     return {**kept, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
+
+
+class _Declared(Exception):  # noqa: N818 - no error: it carries what was declared
+    """Raised in place of a module's run."""
+
+
+@functools.cache
+def declared(module: str) -> dict[str, dict[str, Any]]:
+    """Return the options of one of our modules, as it hands them to Ansible."""
+
+    def declare(argument_spec: dict[str, dict[str, Any]], **_: Any) -> None:
+        raise _Declared(argument_spec)
+
+    loaded = importlib.import_module(module)
+    with mock.patch.object(loaded, "AnsibleModule", declare):
+        try:
+            loaded.main()
+        except _Declared as told:
+            return dict(told.args[0])
+    raise AssertionError(f"{module} makes no AnsibleModule")
 
 
 def answer_json(request: Handler, status: int, body: Any) -> None:
