@@ -56,7 +56,8 @@ SAYINGS = (
     ),
     (
         r"Unable to determine (zone|base domain)|Error determining zone|[Zz]one_id|"
-        r"Invalid (request headers|access token)|NOTAUTH|BADKEY|BADSIG|REFUSED|credentials",
+        r"Invalid (request headers|access token)|NOTAUTH|BADKEY|BADSIG|REFUSED|credentials|"
+        r"peer didn't (know the key|like the signature)",
         "The DNS did not let certbot in: check tls_acme_dns_plugin and "
         "vault_tls_acme_dns_credentials, which have to reach the zone of every name.",
     ),

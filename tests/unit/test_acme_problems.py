@@ -38,6 +38,11 @@ REFUSED = (
     "An unexpected error occurred:\nValueError: Requesting 127.0.0.1/dir: Connection refused\n"
 )
 TRIPPED = "An unexpected error occurred:\nAttributeError: can't set attribute\n"
+WRONG_KEY = (
+    "Encountered exception during recovery: certbot.errors.PluginError: Encountered error deleting "
+    "TXT record: The peer didn't like the signature we sent\n"
+    "Encountered error adding TXT record: The peer didn't like the signature we sent\n"
+)
 LIMIT = (
     "acme.messages.Error: urn:ietf:params:acme:error:rateLimited :: There were too many requests "
     "of a given type :: too many certificates (5) already issued for this exact set of identifiers "
@@ -77,6 +82,12 @@ def test_a_refused_name_is_told_with_what_to_do(kind: str, detail: str, told: st
         (TRIPPED, "", "certbot failed for a.org, b.org"),
         (
             "Unable to determine base domain for a.org using names: ['a.org']\n",
+            "",
+            "let certbot in",
+        ),
+        (WRONG_KEY, "", "let certbot in"),
+        (
+            WRONG_KEY.replace("like the signature we sent", "know the key we used"),
             "",
             "let certbot in",
         ),
