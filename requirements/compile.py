@@ -41,6 +41,7 @@ LOCKS: dict[str, tuple[str, ...]] = {
     "web": (),
     "dev": ("controller", "backend", "web"),
     "clients": (),
+    "bench": (),
     "litellm": (),
     "vllm-cpu": (),
     "vllm-cuda": (),

@@ -220,7 +220,7 @@ def lint(tally: Tally) -> bool:
     checks = {
         "ruff": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "mypy app": ["mypy", "app"],
+        "mypy app": ["mypy", "app", "bench"],
         "mypy plugins": ["mypy", "plugins/filter", "plugins/callback", "plugins/module_utils"],
         "mypy scripts": ["mypy", "--scripts-are-modules", *tracked("roles/*/files/*.py")],
         "mypy tests": ["mypy", "tests/run.py"],

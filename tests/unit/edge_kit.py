@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import http.server
 import json
 import os
 import re
-import shutil
 import socket
 import socketserver
 import ssl
@@ -22,6 +20,8 @@ from typing import Any
 
 import yaml
 from unit_kit import ROOT, UNIT
+
+from bench.parts import find_nginx, nginx_version
 
 NAME, V4, V6 = "chat.example.org", "203.0.113.10", "2001:db8::10"
 OUTSIDE = "127.0.0.2"
@@ -92,37 +92,6 @@ def render(home: Path, playbook: Callable[..., Any], plan: dict[str, Any]) -> Pa
     playbook("-i", str(inventory), "-f", "4", "-e", f"@{given}", str(book),
              library=str(UNIT / "library"))  # fmt: skip
     return home
-
-
-@functools.cache
-def find_nginx() -> str | None:
-    """Return the nginx to run: this machine's own, or Debian's package unpacked beside the tests.
-
-    Unpacked and not installed: an installed one would start a service on the machine of whoever
-    runs the tests. None where neither can be had.
-    """
-    if nginx := shutil.which("nginx"):
-        return nginx
-    place = ROOT / "artefacts/nginx"
-    unpacked = place / "usr/sbin/nginx"
-    if not unpacked.exists() and shutil.which("apt-get") and shutil.which("dpkg"):
-        place.mkdir(parents=True, exist_ok=True)
-        download = ["apt-get", "download", "-qq", "nginx"]
-        with contextlib.suppress(subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            subprocess.run(download, cwd=place, check=True, capture_output=True, timeout=60)
-        for package in place.glob("nginx_*.deb"):
-            subprocess.run(["dpkg", "-x", package, place], check=True)
-    runs = unpacked.exists() and subprocess.run([unpacked, "-v"], capture_output=True, check=False)
-    return str(unpacked) if runs and runs.returncode == 0 else None
-
-
-def nginx_version() -> tuple[int, ...]:
-    """Return the version of the nginx that can be run here, or () without one."""
-    nginx = find_nginx()
-    if nginx is None:
-        return ()
-    said = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True).stderr
-    return tuple(int(n) for n in re.findall(r"\d+", said)[:3])
 
 
 def release_here() -> str:

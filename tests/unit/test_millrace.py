@@ -46,7 +46,7 @@ def test_help_names_every_verb(clone: Path, asked: tuple[str, ...]) -> None:
     done = run(clone, *asked)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert verbs() == ["help", "demo", "test", "site", "check", "plan", "key", "ask"]
+    assert verbs() == ["help", "demo", "test", "site", "check", "plan", "key", "bench", "ask"]
     for verb in verbs():
         assert f"./millrace {verb}" in done.stdout
 
