@@ -14,6 +14,18 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 
+def plain(value: Any) -> Any:
+    """Return a value with ordinary lists and dictionaries for Ansible's, which template themselves.
+
+    The validator copies deeply what it is given, and each of Ansible's drags all variables along.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
+    return value
+
+
 def settings_problems(
     settings: Mapping[str, Any],
     specs: Mapping[str, Mapping[str, Any]],
@@ -25,6 +37,7 @@ def settings_problems(
     argument specification. `wiring`: known names that no role declares. The value of an option
     marked `no_log` never appears in what is returned.
     """
+    specs = plain(specs)
     owner = {option: role for role, options in specs.items() for option in options}
     known = set(owner) | set(wiring)
     problems = []
@@ -40,7 +53,7 @@ def settings_problems(
                 continue
             # Defaults are the role's business; here only what was given is judged.
             bare = {k: v for k, v in option.items() if k not in ("default", "description")}
-            result = ArgumentSpecValidator({name: bare}).validate({name: settings[name]})
+            result = ArgumentSpecValidator({name: bare}).validate({name: plain(settings[name])})
             if result.error_messages and option.get("no_log"):
                 problems.append(f"{name}: malformed (its value is secret and not shown)")
             else:

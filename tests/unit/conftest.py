@@ -31,7 +31,7 @@ def playbook(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     home = tmp_path_factory.mktemp("ansible-home")
 
     def run(
-        *arguments: str, library: str = "", check: bool = True
+        *arguments: str, library: str = "", callbacks: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         environment = clean_environment(
             ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"),
@@ -44,6 +44,8 @@ def playbook(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         )
         if library:
             environment["ANSIBLE_LIBRARY"] = f"{ROOT / 'plugins/modules'}:{library}"
+        if callbacks:
+            environment["ANSIBLE_CALLBACKS_ENABLED"] = callbacks
         done = subprocess.run(
             [sys.executable, "-m", "ansible", "playbook", "-c", "local",
              "-e", f"ansible_python_interpreter={sys.executable}", *arguments],

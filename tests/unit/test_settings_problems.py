@@ -100,3 +100,15 @@ def test_all_problems_are_told_at_once_in_order() -> None:
     settings = {"vllm_device": "gpu", "vllm_modle": "x", "tls_domian": [], "vllm_start_seconds": []}
     problems = settings_problems(settings, SPECS, WIRING)
     assert [line.split(":")[0] for line in problems] == ["tls_domian", "vllm_modle", "vllm", "vllm"]
+
+
+class Lazy(dict[str, Any]):
+    """As Ansible's containers: a deep copy would drag all variables along."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Lazy:
+        raise AssertionError("copied deeply, which costs seconds in a real run")
+
+
+def test_what_ansible_templates_is_not_copied_deeply() -> None:
+    specs = Lazy(tls=Lazy(tls_domains=Lazy(type="list", options=Lazy()), tls_map=Lazy(type="dict")))
+    assert settings_problems(Lazy(tls_domains=[Lazy(a=1)], tls_map=Lazy()), specs) == []
