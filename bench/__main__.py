@@ -57,11 +57,11 @@ PRESETS = {
     ),
     "default": Preset(
         [(MAIN, 3), *((Point(n, 50), 1) for n in GRID_STREAMS if n != MAIN.streams)],
-        Phases(3.0, 2.0, 40),
+        Phases(3.0, 3.0, 30),
     ),
     "full": Preset(
         [(Point(n, rate), 3) for rate in GRID_RATES for n in GRID_STREAMS],
-        Phases(4.0, 4.0, 100), idle_streams=512,
+        Phases(4.0, 5.0, 50), idle_streams=512,
     ),
 }  # fmt: skip
 
@@ -103,18 +103,7 @@ def bench(
             home, chains.Engine(engine.port, engine.key, engine.model), options.workers,
             install=options.install and not options.quick,
         )  # fmt: skip
-        lives: list[Live] = []
-        wanted = list(chosen)
-        for name in wanted:
-            _say(f"starting {name}")
-            try:
-                chain = chains.CHAINS[name](setting)
-                lives.append(stack.enter_context(measure.living(chain, setting.logs(name))))
-            except UnavailableError as why:
-                unavailable[name] = str(why)
-                _say(f"  left out: {why}")
-                if INSTEAD.get(name, name) not in wanted:
-                    wanted.append(INSTEAD[name])
+        lives = _start(stack, setting, chosen, unavailable)
         for live in lives:
             _say(f"warming up {live.chain.name}")
             measure.run(live, engine, Point(4, 20), Phases(0.5, 0.1, 1, settle=0.2),
@@ -157,6 +146,41 @@ def bench(
         "unavailable": unavailable,
         "points": found,
     }  # fmt: skip
+
+
+def _start(
+    stack: contextlib.ExitStack, setting: chains.Setting, chosen: Sequence[str],
+    unavailable: dict[str, str],
+) -> list[Live]:  # fmt: skip
+    """Start chains until the stack ends; note why one cannot be, and take what stands for it."""
+    started: dict[str, Live] = {}
+
+    def leave_out(name: str, why: UnavailableError) -> None:
+        unavailable[name] = str(why)
+        _say(f"left out, {name}: {why}")
+        started.pop(name, None)
+        if name in INSTEAD and INSTEAD[name] not in chosen:
+            start(INSTEAD[name])
+
+    def start(name: str) -> None:
+        _say(f"starting {name}")
+        try:
+            live = started[name] = Live(chains.CHAINS[name](setting))
+            stack.callback(live.end)
+            live.start(setting.logs(name))
+        except UnavailableError as why:
+            leave_out(name, why)
+
+    for name in chosen:
+        start(name)
+    waiting = list(started)
+    for name in waiting:
+        try:
+            started[name].wait()
+        except UnavailableError as why:
+            leave_out(name, why)
+            waiting += [late for late in started if late not in waiting]
+    return list(started.values())
 
 
 def write(folder: Path, document: dict[str, Any], said: str) -> None:

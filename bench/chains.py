@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -232,16 +232,20 @@ def _router(
 
 
 def _millrace(
-    setting: Setting, name: str, title: str, *, gateway: bool = True, tls: bool = False
-) -> Chain:
+    setting: Setting, name: str, title: str, *, gateway: bool = True, tls: bool = False,
+    settings: Mapping[str, object] | None = None,
+) -> Chain:  # fmt: skip
+    """Return our own chain; `settings` are what an owner would set besides."""
     ports = Ports(setting.engine.port, *(free_port() for _ in range(4)))
     venvs = {"backend": Path(sys.prefix)}
     if gateway:
         venvs["litellm"] = environment("litellm", install=setting.install)
     need_nginx()
     home = setting.folder(name)
-    rendered = render(home, ports, venvs, engine_key=setting.engine.key,
-                      model=setting.engine.model, workers=setting.workers)  # fmt: skip
+    rendered = render(
+        home, ports, venvs, engine_key=setting.engine.key, model=setting.engine.model,
+        workers=setting.workers, settings=settings,
+    )  # fmt: skip
     if not gateway:
         _without_gateway(rendered, setting.engine)
     config = place_nginx(rendered, tls=tls)

@@ -12,6 +12,8 @@ STALL_PACES = 10
 """A gap of more than so many of the engine's paces is a stall: a reader sees it stand still."""
 ERROR_SHARE = 0.001
 """From this share of the requests on, a run is none that was sustained."""
+KEPT_UP = 0.95
+"""Of the tokens that were offered: with fewer, the engine waits for the chain."""
 PICTURED = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 """The quantiles that are kept of a distribution, for the picture."""
 LAG_PACES = 0.5
@@ -65,10 +67,11 @@ class Spread:
         return {name: None if math.isnan(v) else round(v, 6) for name, v in values.items()}
 
 
-def stalls(run: Mapping[str, Any], rate: float) -> list[str]:
+def stalls(run: Mapping[str, Any], rate: float, offered: float = 0.0) -> list[str]:
     """Say what keeps a run from being sustained; nothing where every stream was whole and on time.
 
-    `run` is what load.py found; `rate` is in tokens a second and stream.
+    `run` is what load.py found; `rate` is in tokens a second and stream, `offered` those of all
+    streams together, 0 where nobody knows.
     """
     found = []
     requests = max(1, run["requests"])
@@ -80,6 +83,9 @@ def stalls(run: Mapping[str, Any], rate: float) -> list[str]:
         found.append(f"{run['disordered']} tokens twice or out of order")
     if run["late"]:
         found.append(f"{run['late']} streams not over in time")
+    came = run["tokens_per_second"]
+    if came < KEPT_UP * offered:
+        found.append(f"{came:,.0f} of {offered:,.0f} tokens/s came")
     longest = run["longest_gap_seconds"]
     if longest > STALL_PACES / rate:
         found.append(f"a gap of {longest:.2f} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 START_SECONDS = 150
 END_SECONDS = 10
-QUIET_LINES = 15
+LAST_LINES = 15
 
 
 class UnavailableError(Exception):
@@ -70,37 +71,61 @@ def free_port() -> int:
         return port
 
 
+class Process:
+    """A hop that was started; what it prints goes into a file of `home`."""
+
+    def __init__(self, hop: Hop, home: Path) -> None:
+        self._hop = hop
+        self._log = home / f"{hop.name}.log"
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            **hop.environment,
+        }
+        with self._log.open("ab") as out, contextlib.ExitStack() as stack:
+            listener = stack.enter_context(_listener(hop.socket)) if hop.socket else None
+
+            def hand_over() -> None:
+                if listener is not None:
+                    os.dup2(listener.fileno(), 3)
+
+            self._process = subprocess.Popen(
+                hop.command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=out,
+                stderr=out, start_new_session=True, preexec_fn=hand_over,
+                pass_fds=(3,) if listener is not None else (),
+            )  # fmt: skip
+        self.pid = self._process.pid
+
+    def wait(self) -> None:
+        """Wait until it serves. Raises UnavailableError, with its last words, where it ends."""
+        until = time.monotonic() + START_SECONDS
+        while not _serves(self._hop):
+            if self._process.poll() is not None or time.monotonic() > until:
+                last = self._log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+                started = f"{self._hop.name} did not start: {' '.join(self._hop.command)}"
+                raise UnavailableError("\n".join([started, *last]))
+            time.sleep(0.1)
+
+    def end(self) -> None:
+        """End it, and whatever it left behind in its session."""
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(END_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait(END_SECONDS)
+
+
 @contextlib.contextmanager
 def running(hop: Hop, home: Path) -> Iterator[int]:
-    """Run a hop until the block ends; give its process id once it serves.
-
-    What it prints goes into a file of `home`, the end of which is told when it does not start.
-    """
-    log = home / f"{hop.name}.log"
-    environment = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "HOME": str(home),
-        "LANG": "C.UTF-8",
-        **hop.environment,
-    }
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(log.open("ab"))
-        listener = stack.enter_context(_listener(hop.socket)) if hop.socket else None
-
-        def hand_over() -> None:
-            if listener is not None:
-                os.dup2(listener.fileno(), 3)
-
-        process = subprocess.Popen(
-            hop.command, env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=out,
-            stderr=out, start_new_session=True, preexec_fn=hand_over,
-            pass_fds=(3,) if listener is not None else (),
-        )  # fmt: skip
-        try:
-            _wait(hop, process, log)
-            yield process.pid
-        finally:
-            _end(process)
+    """Run a hop until the block ends; give its process id once it serves."""
+    process = Process(hop, home)
+    try:
+        process.wait()
+        yield process.pid
+    finally:
+        process.end()
 
 
 def _listener(path: Path) -> socket.socket:
@@ -111,15 +136,6 @@ def _listener(path: Path) -> socket.socket:
     path.chmod(0o666)
     listener.listen(2048)
     return listener
-
-
-def _wait(hop: Hop, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + START_SECONDS
-    while not _serves(hop):
-        if process.poll() is not None or time.monotonic() > until:
-            last = "\n".join(log.read_text(errors="replace").splitlines()[-QUIET_LINES:])
-            raise UnavailableError(f"{hop.name} did not start: {' '.join(hop.command)}\n{last}")
-        time.sleep(0.1)
 
 
 def _serves(hop: Hop) -> bool:
@@ -137,13 +153,3 @@ def _serves(hop: Hop) -> bool:
             return b" 200 " in link.recv(4096).split(b"\n", 1)[0]
     except OSError:
         return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(END_SECONDS)
-    # Of its own session: whatever it left behind.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, 9)
-    process.wait(END_SECONDS)

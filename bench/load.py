@@ -37,6 +37,7 @@ TEXT = re.compile(rb'"content": ?"[^"]')
 NUMBERS = re.compile(rb'"content": ?" \w+ (\d+)"')
 COUNTED = re.compile(rb'"completion_tokens": ?(\d+)')
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+SIZE = re.compile(rb"[0-9a-fA-F]+")
 LAST_CHUNK = b"0\r\n\r\n"
 
 
@@ -142,6 +143,12 @@ class Link(asyncio.Protocol):
         self.request = None
         self.done.set()
 
+    def cut_off(self) -> None:
+        """Close what is not over; its request is late, which is no failure of the connection."""
+        self.request = None
+        if self.transport is not None:
+            self.transport.abort()
+
     def _look(self, request: Request, now: float) -> None:
         so_far = b"".join(request.parts)
         if len(request.parts) == 1 or not request.error:
@@ -201,8 +208,7 @@ class Load:
         for task in tasks:
             task.cancel()
         for link in self._links:
-            if link.transport is not None:
-                link.transport.abort()
+            link.cut_off()
         await asyncio.gather(*tasks, beat, return_exceptions=True)
 
     async def _beat(self) -> None:
@@ -240,6 +246,7 @@ class Load:
         job = self.job
         body = json.dumps({**job.body, "max_tokens": tokens}).encode()
         told = {
+            "Host": job.host,
             **job.headers,
             "Content-Type": "application/json",
             "Content-Length": str(len(body)),
@@ -251,8 +258,8 @@ class Load:
     # What was found ---------------------------------------------------------------------------
 
     def found(self) -> dict[str, Any]:
-        """Return what the run came to; times in seconds."""
-        job = self.job
+        """Return what the run came to; times in seconds. It is called as soon as all is over."""
+        job, over = self.job, time.monotonic()
         asked = [*self.streams, *self.probes]
         gaps: list[float] = []
         longest, events, reads = 0.0, [0, 0], 0
@@ -273,10 +280,15 @@ class Load:
                         gaps.append(at - before)
                 before = at
         checks = [self._check(request) for request in asked]
-        first = [probe.first - probe.asked for probe in self.probes if not probe.error]
-        ramp = [stream.first - stream.asked for stream in self.streams if not stream.error]
-        first = sorted(value for value in first if value == value)
-        ramp = [value for value in ramp if value == value]
+
+        def first_tokens(requests: list[Request]) -> list[float]:
+            # One that never came took at least until now.
+            return [
+                (over if request.first != request.first else request.first) - request.asked
+                for request in requests
+                if request.asked and not request.error
+            ]
+
         errors = sorted({request.error for request in asked if request.error})
         return {
             "requests": len(asked),
@@ -288,8 +300,8 @@ class Load:
             "longest_gap_seconds": longest,
             "gap_seconds": quantiles(gaps),
             "gaps": distribution(gaps),
-            "first_token_seconds": quantiles(first),
-            "first_token_of_streams_seconds": quantiles(ramp),
+            "first_token_seconds": quantiles(first_tokens(self.probes)),
+            "first_token_of_streams_seconds": quantiles(first_tokens(self.streams)),
             "steady_events": events[0],
             "probing_events": events[1],
             "events_per_read": events[0] / reads if reads else math.nan,
@@ -318,7 +330,9 @@ class Load:
 
 
 def dechunked(answer: bytes) -> bytes:
-    """Return the body of an answer as it came over the wire: without HTTP's chunks."""
+    """Return the body of an answer as it came over the wire: without HTTP's chunks, up to where
+    they are no longer any.
+    """
     head, _, rest = answer.partition(b"\r\n\r\n")
     if b"transfer-encoding: chunked" not in head.lower():
         return rest
@@ -327,7 +341,8 @@ def dechunked(answer: bytes) -> bytes:
         line = rest.find(b"\r\n", at)
         if line < 0:
             break
-        size = int(rest[at:line].partition(b";")[0] or b"0", 16)
+        stated = SIZE.match(rest, at, line)
+        size = int(stated[0], 16) if stated else 0
         if not size:
             break
         body.append(rest[line + 2 : line + 2 + size])

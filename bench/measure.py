@@ -12,10 +12,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench import charge, figures
-from bench.hops import Call, Chain, Hop, free_port, running
+from bench.hops import Call, Chain, Hop, Process, UnavailableError, free_port, running
 from bench.parts import ROOT
 
 PROBE_TOKENS = 3
@@ -101,14 +102,33 @@ class Live:
     """A chain that runs: the processes of each hop, by name."""
 
     chain: Chain
-    roots: dict[str, int] = field(default_factory=dict)
+    processes: dict[str, Process] = field(default_factory=dict)
     idle: dict[str, float] = field(default_factory=dict)
     """CPU seconds a second that each hop takes when nothing is asked."""
+
+    def start(self, home: Path) -> None:
+        """Start every hop, waiting for none: chains come up side by side."""
+        for hop in self.chain.hops:
+            self.processes[hop.name] = Process(hop, home)
+
+    def wait(self) -> None:
+        """Wait until every hop serves. Raises UnavailableError, and then none is left."""
+        try:
+            for process in self.processes.values():
+                process.wait()
+        except UnavailableError:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """End every hop."""
+        while self.processes:
+            self.processes.popitem()[1].end()
 
     def trees(self) -> dict[str, list[int]]:
         """Return every hop's processes."""
         parents = charge.parents()
-        return {name: charge.tree(pid, parents) for name, pid in self.roots.items()}
+        return {name: charge.tree(process.pid, parents) for name, process in self.processes.items()}
 
     def cpu(self) -> dict[str, float]:
         """Return every hop's CPU time so far, in seconds."""
@@ -120,7 +140,7 @@ class Live:
 
 
 @contextlib.contextmanager
-def stand_in(home: Any) -> Iterator[Engine]:
+def stand_in(home: Path) -> Iterator[Engine]:
     """Run the engine's stand-in."""
     port = free_port()
     command = (sys.executable, "-m", "bench.engine", "--port", str(port))
@@ -137,17 +157,6 @@ def first_in_line(pid: int) -> bool:
     except PermissionError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def living(chain: Chain, home: Any) -> Iterator[Live]:
-    """Start a chain from its far end, and end it with the block."""
-    with contextlib.ExitStack() as stack:
-        live = Live(chain)
-        for hop in reversed(chain.hops):
-            live.roots[hop.name] = stack.enter_context(running(hop, home))
-        live.roots = dict(reversed(live.roots.items()))
-        yield live
 
 
 def rest(live: Live, seconds: float) -> None:
@@ -181,7 +190,9 @@ def run(
         found = _read(load)
     found["drained"] = engine.drain()
     found["lag_engine_p99_seconds"] = engine.lag()
-    return {**found, **_charged(live, found, marks, phases), **_judged(found, point)}
+    found |= _charged(live, found, marks, phases)
+    offered = point.streams * point.rate if engine.numbered else 0.0
+    return {**found, **_judged(found, point, offered)}
 
 
 def memory_of_streams(live: Live, engine: Engine, streams: int) -> dict[str, float]:
@@ -265,9 +276,9 @@ def _charged(live: Live, found: dict[str, Any], marks: list[Any], phases: Phases
     }
 
 
-def _judged(found: dict[str, Any], point: Point) -> dict[str, Any]:
+def _judged(found: dict[str, Any], point: Point, offered: float) -> dict[str, Any]:
     lags = {"load": found["lag_p99_seconds"], "engine": found["lag_engine_p99_seconds"]}
-    said = figures.stalls(found, point.rate)
+    said = figures.stalls(found, point.rate, offered)
     if not found["drained"]:
         said.append("the engine was not left")
     return {"stalls": said, "limits": figures.limits(lags, point.rate)}

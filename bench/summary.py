@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.figures import Spread, ratio, sustained
+from bench.figures import KEPT_UP, Spread, ratio, sustained
 
 BASE = "direct"
 FLOOR = "nginx"
@@ -110,7 +110,7 @@ def of_chain(name: str, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "held": held,
         "most_tokens_per_second": tokens,
         # Else it kept up with all it was offered, and how much more it takes nobody knows.
-        "more_were_offered": tokens < 0.97 * point["streams"] * point["rate"],
+        "more_were_offered": tokens < KEPT_UP * point["streams"] * point["rate"],
     }
 
 

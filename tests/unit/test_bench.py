@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import subprocess
@@ -25,7 +26,7 @@ from bench.units import read_unit
 
 WHOLE = {
     "requests": 1000, "failed": 0, "missing": 0, "disordered": 0, "late": 0,
-    "longest_gap_seconds": 0.02,
+    "longest_gap_seconds": 0.02, "tokens_per_second": 3200.0,
 }  # fmt: skip
 
 
@@ -56,13 +57,15 @@ def test_a_spread_leaves_out_what_is_no_number() -> None:
         ({"requests": 1001, "failed": 1}, ""),
         ({"missing": 1}, "1 tokens missing"),
         ({"disordered": 2}, "2 tokens twice or out of order"),
+        ({"tokens_per_second": 3041.0}, ""),
+        ({"tokens_per_second": 3039.0}, "3,039 of 3,200 tokens/s came"),
         ({"late": 3}, "3 streams not over in time"),
         ({"longest_gap_seconds": 0.2}, ""),
         ({"longest_gap_seconds": 0.21}, "a gap of 0.21 s"),
     ],
 )
 def test_what_stalls(found: dict[str, Any], said: str) -> None:
-    assert figures.stalls({**WHOLE, **found}, 50) == ([said] if said else [])
+    assert figures.stalls({**WHOLE, **found}, 50, 3200) == ([said] if said else [])
 
 
 def test_streams_are_held_up_to_the_first_stall() -> None:
@@ -95,11 +98,11 @@ def test_a_tree_is_charged_whole_and_nobody_else(tmp_path: Path) -> None:
     here = proc(
         tmp_path,
         {1: (0, (9, 9, 9, 9), 0), 5: (1, (3, 4, 0, 0), 0), 6: (5, (10, 0, 2, 0), 0),
-         7: (6, (99, 99, 0, 0), 250_000_000), 8: (1, (50, 0, 0, 0), 0)},
+         7: (6, (99, 99, 1, 0), 250_000_000), 8: (1, (50, 0, 0, 0), 0)},
     )  # fmt: skip
     pids = charge.tree(5, charge.parents(here))
     assert sorted(pids) == [5, 6, 7]
-    ticks = (3 + 4) + (10 + 2)
+    ticks = (3 + 4) + (10 + 2) + 1
     # The threads' nanoseconds, where they are told, are better than their ticks.
     expected = ticks * charge.TICK_SECONDS + 0.25
     assert charge.cpu_seconds(pids, here) == pytest.approx(expected)
@@ -184,6 +187,8 @@ def test_chunks_may_be_cut_anywhere() -> None:
     framed = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert load.dechunked(head + framed) == body
+    assert load.dechunked(head + framed + b"no number\r\n") == body
+    assert load.dechunked(head + b"no number\r\n" + framed) == b""
     assert load.dechunked(b"HTTP/1.1 200 OK\r\n\r\n" + body) == body
 
 
@@ -215,6 +220,30 @@ def test_a_load_on_the_stand_in_finds_all_tokens_in_time(tmp_path: Path, aligned
     assert found["steady_events"] == pytest.approx(8 * 100 * 0.5, rel=0.2)
     assert found["gap_seconds"]["p50"] == pytest.approx(0.01, abs=0.005)
     assert state["open"] == 0
+
+
+def test_a_read_with_several_events_counts_them_all() -> None:
+    async def looked_at() -> dict[str, Any]:
+        job = load.Job(
+            "h", 1, "/", {}, {}, streams=1, rate=10.0, begin=0.0, ramp=0.0, settle=1.0, window=1.0,
+            probing=1.0, probes=0, patience=1,
+        )  # fmt: skip
+        made = load.Load(job)
+        # Before, in and behind the steady phase; a comment is no token and ends no gap.
+        head, end = answer([]).removesuffix(engine.END), engine.END
+        one, two, three, four = (
+            answer([n]).removeprefix(head).removesuffix(end) for n in range(1, 5)
+        )
+        events = [head + one, b"8\r\n: ping\n\n\r\n", two + three, four + end]
+        times = [0.9, 1.0, 1.5, 2.5]
+        made.streams[0] = load.Request(0.5, 4, times, events, 0.9, 2.5)
+        return made.found()
+
+    found = asyncio.run(looked_at())
+    assert (found["steady_events"], found["probing_events"]) == (2, 1)
+    assert found["events_per_read"] == 2
+    assert found["longest_gap_seconds"] == pytest.approx(1.0)
+    assert found["first_token_of_streams_seconds"]["p50"] == pytest.approx(0.4)
 
 
 def test_a_request_that_is_refused_is_a_failure(serve: Callable[..., str]) -> None:
@@ -313,6 +342,7 @@ def test_time_is_taken_from_rounds_in_which_nothing_that_measures_was_late() -> 
     assert found["first_token_ms"]["p50"]["median"] == pytest.approx(30)
     # Of the same round, 30 ms through the chain and 20 ms without.
     assert found["added_first_token_ms"]["p50"]["median"] == pytest.approx(10)
+    assert found["added_gap_ms"]["p50"]["median"] == pytest.approx(10)
     assert found["limits"] == []
 
 
