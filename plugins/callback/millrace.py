@@ -175,6 +175,9 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
             return  # one for each role; only a failure is news
         changed = result.result.get("changed", False)
         self._handle_warnings_and_exception(result)
+        # As items are: the task's own line follows.
+        for path in result.result.get("changed_paths", []):
+            self._say(f"          changed {path}", color=C.COLOR_CHANGED)
         if changed:
             self._line(result, "changed", C.COLOR_CHANGED)
         elif self.get_option("display_ok_hosts"):

@@ -155,8 +155,11 @@ def test_systemd_is_told_of_every_unit_that_is_written(role: str) -> None:
     }
     for found in tasks(role, "tasks"):
         written = found.get("ansible.builtin.template") or found.get("ansible.builtin.copy")
-        destinations = str((written or {}).get("dest", "")) + str(found.get("loop", ""))
-        if written and "/etc/systemd/system/" in destinations:
+        placed = found.get("placed_files", {}).get("entries", [])
+        destinations = [entry["path"] for entry in placed if entry.get("state") != "absent"]
+        if written:
+            destinations += [str(written.get("dest", "")) + str(found.get("loop", ""))]
+        if any("/etc/systemd/system/" in destination for destination in destinations):
             assert found.get("notify") in told, found["name"]
 
 

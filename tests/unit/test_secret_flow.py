@@ -105,11 +105,17 @@ SECRETS = secret_names()
 
 
 def template_of(file: Path, task: dict[str, Any]) -> str:
-    """Return the text of a task's template, of every one it may mean; empty for other tasks."""
-    arguments = task.get("ansible.builtin.template")
-    if not isinstance(arguments, dict):
-        return ""
-    pattern = re.sub(r"\{\{.*?\}\}", "*", str(arguments["src"]))
+    """Return the text of a task's templates, of every one it may mean; empty for other tasks."""
+    placed = task.get("placed_files", {}).get("entries", [])
+    named = [entry["template"] for entry in placed if "template" in entry]
+    if isinstance(arguments := task.get("ansible.builtin.template"), dict):
+        named.append(arguments["src"])
+    return "".join(template_text(file, str(name)) for name in named)
+
+
+def template_text(file: Path, name: str) -> str:
+    """Return the text of every template that a name in a role's tasks may mean."""
+    pattern = re.sub(r"\{\{.*?\}\}", "*", name)
     pattern = pattern.rsplit("*/", 1)[-1] if pattern.startswith("*/") else pattern
     folders = (file.parents[1] / "templates", ROOT, ROOT / "templates")
     if pattern == "*.j2":  # A whole path that a variable holds.
@@ -176,10 +182,16 @@ def test_a_private_file_that_is_copied_is_not_shown_by_a_diff() -> None:
     """Its content stands in no variable, so that nothing but its mode tells what it is."""
     loud = []
     for file, task in every_task():
-        arguments = task.get("ansible.builtin.copy")
-        if not isinstance(arguments, dict) or "src" not in arguments:
-            continue
-        private = arguments.get("mode") in PRIVATE_MODES
+        copied = [
+            *task.get("placed_files", {}).get("entries", []),
+            task.get("ansible.builtin.copy"),
+        ]
+        private = any(
+            isinstance(arguments, dict)
+            and "src" in arguments
+            and arguments.get("mode") in PRIVATE_MODES
+            for arguments in copied
+        )
         if private and not task.get("no_log") and task.get("diff") is not False:
             loud.append(told(file, task))
     assert loud == []
