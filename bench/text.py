@@ -51,8 +51,8 @@ def _rounds(point: Document) -> str:
 
 def _point_rows(point: Document, titles: Mapping[str, str]) -> Iterator[Sequence[str]]:
     yield (
-        "", "CPU ÷ tutorials'", "÷ nginx", "µs a token", "by hop", "first token + p50, p99 ms",
-        "gap + p50, p99, max ms", "tokens/s", "held",
+        "", "CPU ÷ tutorials'", "÷ nginx", "µs a token", "by hop", "ms a request",
+        "first token + p50, p99 ms", "gap + p50, p99, max ms", "tokens/s", "held",
     )  # fmt: skip
     for name, found in point["chains"].items():
         cost = found["token_us"]
@@ -66,6 +66,7 @@ def _point_rows(point: Document, titles: Mapping[str, str]) -> Iterator[Sequence
             _ratio(found.get("cpu_to_nginx")) if has_hops else "",
             _spread(cost["all"]) if has_hops else "",
             hops,
+            _number(found["request_ms"]) if has_hops else "",
             f"{_number(first['p50'])}, {_number(first['p99'])}{mark}",
             f"{_number(gap['p50'])}, {_number(gap['p99'])}, {_number(gap['max'])}{mark}",
             _number(found["tokens_per_second"], 0),
