@@ -4,6 +4,7 @@
     ./millrace bench --quick      seconds: that all of it works
     ./millrace bench --full       the whole grid, three rounds, most of an hour
     ./millrace bench --list       which chains there are
+    ./millrace bench --serve X    chain X stays up, for other tools to be pointed at
 
 The engine is a stand-in with a steady pace, or a real one (--engine). Every chain is asked in turn,
 round after round, so that what else the machine does falls on each alike. bench/README.md says how
@@ -16,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import urllib.parse
@@ -73,6 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, make in chains.CHAINS.items():
             print(f"{name:12} {(make.__doc__ or '').splitlines()[0].removeprefix('Return ')}")
         return 0
+    if options.serve:
+        return serve(options)
     preset = PRESETS["quick" if options.quick else "full" if options.full else "default"]
     chosen = tuple(options.chains.split(",")) if options.chains else preset.chains
     if unknown := set(chosen) - set(chains.CHAINS):
@@ -97,12 +101,9 @@ def bench(
     """Start all chains, measure them by turns, and return the document of results."""
     at, load_before = machine.now(), machine.load()
     unavailable: dict[str, str] = {}
-    with contextlib.ExitStack() as stack:
+    with _stack() as stack:
         engine = _engine(stack, home, options)
-        setting = chains.Setting(
-            home, chains.Engine(engine.port, engine.key, engine.model), options.workers,
-            install=options.install and not options.quick,
-        )  # fmt: skip
+        setting = _setting(home, engine, options)
         lives = _start(stack, setting, chosen, unavailable)
         for live in lives:
             _say(f"warming up {live.chain.name}")
@@ -146,6 +147,44 @@ def bench(
         "unavailable": unavailable,
         "points": found,
     }  # fmt: skip
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Keep one chain up until a signal comes, and say how to ask it."""
+    if options.serve not in chains.CHAINS:
+        print(f"there is no chain {options.serve}: --list", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="millrace-bench-") as name, _stack() as stack:
+        home = Path(name)
+        home.chmod(0o755)
+        engine = _engine(stack, home, options)
+        engine.set_pace(float((options.rates or "50").split(",")[0]), aligned=options.aligned)
+        live = Live(chains.CHAINS[options.serve](_setting(home, engine, options)))
+        stack.callback(live.end)
+        live.start(home)
+        live.wait()
+        call = live.chain.call
+        print(f"http{'s' if call.tls else ''}://{call.host}:{call.port}{call.path}")
+        print(f"model {call.model}")
+        for header, value in call.headers.items():
+            print(f"{header}: {value}", flush=True)
+        _say("Ctrl-C ends it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+    return 0
+
+
+def _stack() -> contextlib.ExitStack:
+    # A plain end is an end like any other: everything that was started goes with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    return contextlib.ExitStack()
+
+
+def _setting(home: Path, engine: measure.Engine, options: argparse.Namespace) -> chains.Setting:
+    return chains.Setting(
+        home, chains.Engine(engine.port, engine.key, engine.model), options.workers,
+        install=options.install and not options.quick,
+    )  # fmt: skip
 
 
 def _start(
@@ -264,6 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     size.add_argument("--quick", action="store_true", help="smallest; installs nothing")
     size.add_argument("--full", action="store_true", help="the whole grid")
     parser.add_argument("--list", action="store_true", help="say which chains there are")
+    parser.add_argument("--serve", metavar="X", help="keep one up, and say how to ask it")
     parser.add_argument("--chains", metavar="A,B", help="only these, in this order")
     parser.add_argument("--streams", metavar="N,N", help="how many streams at once")
     parser.add_argument("--rates", metavar="R,R", help="tokens a second and stream")

@@ -292,6 +292,7 @@ class Load:
         errors = sorted({request.error for request in asked if request.error})
         return {
             "requests": len(asked),
+            "begun": sum(request.first == request.first for request in asked),
             "failed": sum(bool(request.error) for request in asked),
             "errors": errors[:3],
             "late": sum(not request.error and request.ended != request.ended for request in asked),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,24 @@ def test_a_hop_gets_its_socket_as_from_systemd(tmp_path: Path) -> None:
         while "1" not in (said := (tmp_path / "it.log").read_text()):
             assert time.monotonic() < until, said
             time.sleep(0.05)
+
+
+def test_a_chain_that_is_kept_up_is_asked_and_leaves_nothing_behind() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "--serve", "direct"], text=True, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'app'}"},
+    ) as bench:  # fmt: skip
+        assert bench.stdout is not None
+        url = bench.stdout.readline().strip()
+        assert bench.stdout.readline() == "model bench\n"
+        below = charge.tree(bench.pid, charge.parents())
+        asked = urllib.request.Request(url, b'{"model": "bench", "max_tokens": 2, "messages": []}')
+        with urllib.request.urlopen(asked) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] == 2
+        bench.terminate()
+        assert bench.wait(20) == 0
+    assert len(below) == 2
+    assert not set(below) & set(charge.parents())
 
 
 # What it comes to ---------------------------------------------------------------------------------
