@@ -79,13 +79,18 @@ def fit(model: Model, card: Card, tensor_parallel_size: int, wish: Wish) -> Fit:
     closest = None
     tight = None
     layouts: dict[int, Pool] = {}
+    accounts: dict[tuple[int, int], Memory] = {}
     for load in _loads(shape, card, tensor_parallel_size, wish):
         batch = load.max_num_batched_tokens
         layout = layouts.get(batch) or layouts.setdefault(batch, pool_of(shape, load))
-        memory = account(shape, card.cuda_memory_gib, quantization, load, layout)
-        if not _starts(shape, memory, load):
-            closest = (load, memory)
+        # Where the memory goes does not depend on the length of the context.
+        size = (load.max_num_seqs, batch)
+        if size not in accounts:
+            accounts[size] = account(shape, card.cuda_memory_gib, quantization, load, layout)
+        if not _starts(shape, accounts[size], load):
+            closest = (load, accounts[size])
             continue
+        memory = replace(accounts[size], max_model_len=load.max_model_len)
         found = Fit(load, memory, quantization, dtype, wish.kv_cache_dtype or "auto")
         if not _is_busy_enough(memory, load, wish):
             continue
@@ -95,12 +100,14 @@ def fit(model: Model, card: Card, tensor_parallel_size: int, wish: Wish) -> Fit:
     if tight:
         return tight
     assert closest is not None
-    raise TooLarge(_too_small(model, card, quantization, *closest))
+    load, memory = closest
+    memory = replace(memory, max_model_len=load.max_model_len)
+    raise TooLarge(_too_small(model, card, quantization, load, memory))
 
 
 def _starts(shape: Shape, memory: Memory, load: Load) -> bool:
     """Whether vLLM starts: one whole context fits, and each sequence's state has a block."""
-    if memory.kv_cache <= 0 or memory.longest_request < load.max_model_len:
+    if memory.kv_cache <= 0 or not memory.takes(load.max_model_len):
         return False
     has_states = any(layer.kind == "state" for layer in shape.layers)
     return not has_states or memory.blocks >= load.max_num_seqs

@@ -55,14 +55,17 @@ class Pool:
         blocks = int(size_bytes // self.block_bytes) if size_bytes > 0 else 0
         return int(blocks / self.request_blocks(request_tokens) * request_tokens)
 
+    def fits(self, size_bytes: float, tokens: int) -> bool:
+        """Whether one request of `tokens` fits."""
+        # vLLM keeps one block back for itself.
+        return self.request_bytes(tokens) <= int(size_bytes) - self.block_bytes
+
     def longest_request(self, size_bytes: float, most_tokens: int) -> int:
         """Return the longest request that fits, tokens, at most `most_tokens`; 0 if none does."""
-        # vLLM keeps one block back for itself.
-        room = int(size_bytes) - self.block_bytes
         low, high = 0, most_tokens
         while low < high:
             middle = (low + high + 1) // 2
-            if self.request_bytes(middle) <= room:
+            if self.fits(size_bytes, middle):
                 low = middle
             else:
                 high = middle - 1

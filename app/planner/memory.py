@@ -74,6 +74,10 @@ class Memory:
         """The longest request that fits, tokens; below max_model_len vLLM does not start."""
         return self.pool.longest_request(self.kv_cache * GIB, self.max_model_len)
 
+    def takes(self, tokens: int) -> bool:
+        """Whether a request of so many tokens fits; of `max_model_len` it must, or vLLM stops."""
+        return self.pool.fits(self.kv_cache * GIB, tokens)
+
     def holds(self, sequences: int, tokens: int) -> bool:
         """Whether so many requests of so many tokens fit beside each other."""
         return self.blocks >= sequences * self.pool.request_blocks(tokens)

@@ -46,8 +46,8 @@ def find(name: str, config: Mapping[str, Any] | None = None) -> Model:
     """
     if config is not None:
         return _own(name, config)
-    if entry := _entries().get(name.lower()):
-        return _listed(entry)
+    if is_known(name):
+        return _listed(name.lower())
     path = Path(name)
     if path.is_dir():
         path /= "config.json"
@@ -110,7 +110,9 @@ def _entries() -> dict[str, dict[str, Any]]:
     return {entry["id"].lower(): entry for entry in _catalogue()["models"]}
 
 
-def _listed(entry: Mapping[str, Any]) -> Model:
+@functools.cache
+def _listed(name: str) -> Model:
+    entry = _entries()[name]
     return Model(
         id=entry["id"],
         shape=shape.from_config(entry["config"], int(entry.get("parameters") or 0)),
