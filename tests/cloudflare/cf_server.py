@@ -42,6 +42,8 @@ class Standin:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body in one piece: apart, the second waits for the first one's receipt.
+            wbufsize = -1
 
             def log_message(self, format: str, *args: Any) -> None:
                 """Say nothing."""

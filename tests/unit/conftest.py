@@ -15,7 +15,7 @@ from typing import Any
 import ansible.module_utils
 import hypothesis
 import pytest
-from unit_kit import ROOT, Handler, clean_environment
+from unit_kit import ROOT, UNIT, Handler, clean_environment
 
 # Where a run of Ansible puts what our modules share.
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
@@ -31,7 +31,7 @@ def playbook(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     home = tmp_path_factory.mktemp("ansible-home")
 
     def run(
-        *arguments: str, library: str = "", callbacks: str = "", check: bool = True
+        *arguments: str, callbacks: str = "", check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         environment = clean_environment(
             ANSIBLE_CONFIG=str(ROOT / "ansible.cfg"),
@@ -40,10 +40,9 @@ def playbook(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
             ANSIBLE_REMOTE_TEMP=str(home / "remote"),
             ANSIBLE_FORCE_COLOR="0",
             ANSIBLE_PIPELINING="1",
+            ANSIBLE_ACTION_PLUGINS=f"{ROOT / 'plugins/action'}:{UNIT / 'actions'}",
             LC_ALL="C.UTF-8",
         )
-        if library:
-            environment["ANSIBLE_LIBRARY"] = f"{ROOT / 'plugins/modules'}:{library}"
         if callbacks:
             environment["ANSIBLE_CALLBACKS_ENABLED"] = callbacks
         done = subprocess.run(

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from unit_kit import ROOT, UNIT
+from unit_kit import ROOT
 
 from bench.parts import find_nginx, nginx_version
 
+NGINX_CONF = ROOT / "templates/nginx/nginx.conf.j2"
 NAME, V4, V6 = "chat.example.org", "203.0.113.10", "2001:db8::10"
 OUTSIDE = "127.0.0.2"
 """Reaches the listener that visitors reach: only 127.0.0.1 is this server itself."""
@@ -79,8 +80,8 @@ def render(home: Path, playbook: Callable[..., Any], plan: dict[str, Any]) -> Pa
         "tasks": [
             {"fake_facts": {"facts": "{{ facts }}"}},
             {
-                "template": {
-                    "src": str(ROOT / "templates/nginx/nginx.conf.j2"),
+                "keep_text": {
+                    "content": f"{{{{ lookup('ansible.builtin.template', '{NGINX_CONF}') }}}}",
                     "dest": f"{home}/{{{{ inventory_hostname }}}}.conf",
                 }
             },
@@ -89,8 +90,7 @@ def render(home: Path, playbook: Callable[..., Any], plan: dict[str, Any]) -> Pa
     book, given = home / "render.yml", home / "given.json"
     book.write_text(yaml.safe_dump([play], sort_keys=False))
     given.write_text(json.dumps({"millrace_plan": plan}))
-    playbook("-i", str(inventory), "-f", "4", "-e", f"@{given}", str(book),
-             library=str(UNIT / "library"))  # fmt: skip
+    playbook("-i", str(inventory), "-f", "4", "-e", f"@{given}", str(book))
     return home
 
 

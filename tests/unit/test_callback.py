@@ -19,29 +19,30 @@ PLAY = """
   gather_facts: false
   tasks:
     - name: Look at something
-      ansible.builtin.command: "true"
+      ansible.builtin.assert: {that: true}
       changed_when: false
     - name: Change something
-      ansible.builtin.command: "true"
+      ansible.builtin.assert: {that: true}
       changed_when: true
     - name: Skip something
-      ansible.builtin.command: "true"
+      ansible.builtin.assert: {that: true}
       when: false
     - name: Change some of several
-      ansible.builtin.command: "echo {{ item }}"
+      ansible.builtin.assert: {that: true, success_msg: "{{ item }}"}
       loop: [one, two]
       changed_when: item == 'two'
     - name: Handle a secret
-      ansible.builtin.command: "echo hunter2-hunter2-hunter2"
+      ansible.builtin.assert: {that: true, success_msg: hunter2-hunter2-hunter2}
       no_log: true
       changed_when: true
     - name: Show a text
       ansible.builtin.debug:
         msg: ["first line", "second line"]
     - name: Fail and go on
-      ansible.builtin.command: "false"
+      ansible.builtin.fail: {msg: "No."}
       ignore_errors: true
       changed_when: false
+    # A module's failure, with what it was told and what it printed.
     - name: Fail with a secret
       ansible.builtin.command: "cat /hunter2-hunter2-hunter2"
       no_log: true
@@ -53,7 +54,7 @@ PLAY = """
         fail_msg: ["This server is not ready:", "port 443 is taken by \\"apache2\\"."]
         quiet: true
     - name: Never reached
-      ansible.builtin.command: "true"
+      ansible.builtin.assert: {that: true}
 """
 
 

@@ -221,6 +221,7 @@ def same_name_other_key(root: Made, middle: Made, leaf: Made) -> tuple[str, str]
         (lambda r, m, leaf: (leaf.pem + m.pem, "nonsense"), "holds no private key"),
         (lambda r, m, leaf: (leaf.pem + text_of(leaf.key), text_of(leaf.key)), "belongs in the"),
         (lambda r, m, leaf: ("nonsense", text_of(leaf.key)), "holds no certificate"),
+        (lambda r, m, leaf: (leaf.pem.replace("MII", "MIJ", 1), text_of(leaf.key)), "cannot read"),
         (lambda r, m, leaf: (leaf.pem + r.pem + m.pem, text_of(leaf.key)), "did not sign it"),
         (lambda r, m, leaf: (m.pem + leaf.pem, text_of(leaf.key)), "has to be the first"),
         (same_name_other_key, "did not sign it"),

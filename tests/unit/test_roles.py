@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,9 @@ CONNECTION = {"ansible_ssh_args", "ansible_ssh_timeout", "ansible_python_interpr
 NOTIFIED_ELSEWHERE = {"tls": "nginx", "origin_pulls": "nginx"}
 
 
+@functools.cache
 def load(path: Path) -> Any:
-    """Return a YAML file's content, or an empty dictionary."""
+    """Return a YAML file's content, or an empty dictionary. Nobody may change what it returns."""
     return (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
 
 

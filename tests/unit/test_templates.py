@@ -18,7 +18,7 @@ import yaml
 from backend.key_files import KeysFile
 from serving_plan import serving_plan
 from streamcheck.chain import from_file
-from unit_kit import ROOT, UNIT, clean_environment
+from unit_kit import ROOT, clean_environment
 
 ENGINE_KEY = "engine-secret-" + "e" * 30
 GATEWAY_KEY = "sk-gateway-secret-" + "g" * 30
@@ -119,8 +119,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
         "vars_files": [str(f) for f in [*files, *wiring] if f.exists()],
         "tasks": [
             {"fake_facts": {"facts": "{{ machine_facts }}"}},
-            {"copy": {"content": "{{ texts | to_json }}",
-                      "dest": f"{home}/{{{{ inventory_hostname }}}}.json"}},
+            {"keep_text": {"content": "{{ texts | to_json }}",
+                           "dest": f"{home}/{{{{ inventory_hostname }}}}.json"}},
         ],
     }  # fmt: skip
     given = home / "given.yml"
@@ -164,7 +164,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
     )
     book = home / "render.yml"
     book.write_text(yaml.safe_dump([play], sort_keys=False))
-    playbook("-i", str(inventory), "-e", f"@{given}", str(book), library=str(UNIT / "library"))
+    playbook("-i", str(inventory), "-e", f"@{given}", str(book))
     for machine in MACHINES:
         for name, text in json.loads((home / f"{machine}.json").read_text()).items():
             file = home / machine / name
@@ -387,6 +387,7 @@ def test_without_a_page_nothing_but_the_api_is_served(
         "millrace_page": False,
         "out": str(tmp_path / "nginx.conf"),
     }
+    conf = ROOT / "templates/nginx/nginx.conf.j2"
     play = {
         "hosts": "localhost",
         "gather_facts": False,
@@ -398,14 +399,18 @@ def test_without_a_page_nothing_but_the_api_is_served(
         ],
         "tasks": [
             {"fake_facts": {"facts": "{{ machine }}"}},
-            {"template": {"src": str(ROOT / "templates/nginx/nginx.conf.j2"), "dest": "{{ out }}"}},
+            {
+                "keep_text": {
+                    "content": f"{{{{ lookup('ansible.builtin.template', '{conf}') }}}}",
+                    "dest": "{{ out }}",
+                }
+            },
         ],
     }
     book, settings = tmp_path / "page.yml", tmp_path / "given.yml"
     book.write_text(yaml.safe_dump([play], sort_keys=False))
     settings.write_text(json.dumps(given))
-    playbook("-i", "localhost,", "-c", "local", "-e", f"@{settings}", str(book),
-             library=str(UNIT / "library"))  # fmt: skip
+    playbook("-i", "localhost,", "-c", "local", "-e", f"@{settings}", str(book))
     every = locations((tmp_path / "nginx.conf").read_text())
     assert not {"= /", r"~ ^/assets/[\w.-]+$"} & set(every)
     assert {"/v1/", "= /healthz", "= /readyz", "/"} <= set(every)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -76,20 +77,32 @@ def chain_of(path: Path) -> list[str]:
     if not chain:
         raise UnfitError(f"{path} holds no certificate (-----BEGIN CERTIFICATE-----)")
     for block in chain:
-        if openssl("x509", "-noout", given=block).returncode:
+        if not shown(block):
             raise UnfitError(f"{path} holds a certificate that openssl cannot read")
     return chain
 
 
+@functools.cache
+def shown(certificate: str) -> str:
+    """Return what openssl shows of a certificate; nothing where it cannot read it."""
+    asked = ("-subject", "-nameopt", "RFC2253", "-startdate", "-enddate", "-pubkey")
+    return openssl("x509", "-noout", *asked, given=certificate).stdout
+
+
+def value(certificate: str, name: str) -> str:
+    """Return one line of what is shown; openssl escapes a new line within a subject."""
+    found = re.search(rf"^{name}=(.*)$", shown(certificate), re.M)
+    return found[1].strip() if found else ""
+
+
 def subject(certificate: str) -> str:
     """Name a certificate in a message."""
-    said = openssl("x509", "-noout", "-subject", "-nameopt", "RFC2253", given=certificate).stdout
-    return said.strip().removeprefix("subject=") or "without a subject"
+    return value(certificate, "subject") or "without a subject"
 
 
 def public_key(certificate: str) -> str:
     """Return the public key that a certificate is about."""
-    return openssl("x509", "-noout", "-pubkey", given=certificate).stdout
+    return "".join(block for _, block in blocks(shown(certificate)))
 
 
 def key_problems(key_path: Path, key: str, chain: Sequence[str]) -> list[str]:
@@ -129,15 +142,13 @@ def order_problems(chain: Sequence[str]) -> list[str]:
 
 def ends_at(certificate: str) -> datetime:
     """Return when a certificate ends."""
-    said = openssl("x509", "-noout", "-enddate", given=certificate).stdout
-    ends = datetime.strptime(said.strip().removeprefix("notAfter="), "%b %d %H:%M:%S %Y GMT")
+    ends = datetime.strptime(value(certificate, "notAfter"), "%b %d %H:%M:%S %Y GMT")
     return ends.replace(tzinfo=UTC)
 
 
 def begins_at(certificate: str) -> datetime:
     """Return when a certificate begins."""
-    said = openssl("x509", "-noout", "-startdate", given=certificate).stdout
-    begins = datetime.strptime(said.strip().removeprefix("notBefore="), "%b %d %H:%M:%S %Y GMT")
+    begins = datetime.strptime(value(certificate, "notBefore"), "%b %d %H:%M:%S %Y GMT")
     return begins.replace(tzinfo=UTC)
 
 
