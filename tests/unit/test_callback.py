@@ -32,7 +32,7 @@ PLAY = """
       loop: [one, two]
       changed_when: item == 'two'
     - name: Handle a secret
-      ansible.builtin.assert: {that: true, success_msg: hunter2-hunter2-hunter2}
+      ansible.builtin.command: "echo hunter2-hunter2-hunter2"
       no_log: true
       changed_when: true
     - name: Show a text

@@ -122,7 +122,7 @@ def test_a_keys_whole_life(servers: Servers) -> None:
 
 
 def test_where_one_server_cannot_none_is_changed(servers: Servers) -> None:
-    (servers.folder / "b/keys.issued.json").write_text(json.dumps(keys_file({"bob": "b" * 40})))
+    servers.key("add", "bob", "b")
     done = servers.key("add", "bob")
     assert done.returncode == 1
     assert "there is a key bob already" in done.stderr
