@@ -12,7 +12,8 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from breaks import NGINX, keep, restore
@@ -21,10 +22,17 @@ from servers import Server
 FORGED = "198.51.100.77"
 
 
-def send(server: Server, request: str, sni: str = "", port: int = 443) -> tuple[int, str]:
-    """Send a request as it is; return the status, 0 where nothing came, and all that came."""
+def send(
+    server: Server, request: str, sni: str = "", port: int = 443, pair: Sequence[Path] = ()
+) -> tuple[int, str]:
+    """Send a request as it is; return the status, 0 where nothing came, and all that came.
+
+    `pair` is what the visitor shows: files of a certificate and its key, or one that holds both.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if pair:
+        context.load_cert_chain(*pair)
     with socket.create_connection((server.address, port), timeout=20) as raw:
         wire = context.wrap_socket(raw, server_hostname=sni or None) if port == 443 else raw
         wire.sendall(request.encode())
