@@ -101,7 +101,7 @@ def figure(text: str) -> None:
         report.write(f"{text}\n")
 
 
-OWN = ("cards", "driver", "outside")
+OWN = ("cards", "driver", "edge", "outside")
 """Groups of servers that belong to the tests of that name alone."""
 
 

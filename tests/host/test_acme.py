@@ -133,14 +133,14 @@ def authority(dns_key: str) -> Iterator[Server]:
         assert put_back.returncode == 0, put_back.stdout[-4000:]
 
 
-def shown(server: Server) -> bytes:
+def shown(server: Server, name: str = NAMES[0]) -> bytes:
     """The certificate that nginx shows from outside to who asks for a name."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with (
         socket.create_connection((server.address, 443), timeout=10) as raw,
-        context.wrap_socket(raw, server_hostname=NAMES[0]) as wire,
+        context.wrap_socket(raw, server_hostname=name) as wire,
     ):
         told = wire.getpeercert(binary_form=True)
     assert told is not None
