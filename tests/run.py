@@ -329,8 +329,12 @@ def cards(reason: str, like: Future[bool]) -> Checks:
 
 
 def driver(tally: Tally) -> bool:
-    """Test the driver: on a server of its own, which needs no more than the system."""
-    return host_tests(tally, "driver", "tests/host/test_driver.py")
+    """Test the driver, and what Cloudflare gives and takes, on servers of their own.
+
+    They need no more than the system.
+    """
+    good = host_tests(tally, "driver", "tests/host/test_driver.py")
+    return host_tests(tally, "cloudflare", "tests/host/test_cloudflare.py") and good
 
 
 def host(tally: Tally) -> bool:
@@ -357,10 +361,11 @@ def whole_and_asked(tally: Tally) -> bool:
     reasons = {server: no_engine(python) for server, python in PYTHONS.items()}
     first, *others = [(server, provision(server, reason)) for server, reason in reasons.items()]
     with_engine = [server for server, reason in reasons.items() if not reason]
-    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver")]
+    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver", "cloudflare")]
     rest = ["tests/host", *(f"--ignore={file}" for file in own), "-m", "not timing"]
     like: Future[bool] = Future()
-    with beside(tally, {"cards": cards(reasons[LIKE_CARDS], like), "driver": driver}) as lanes:
+    asides = {"cards": cards(reasons[LIKE_CARDS], like), "driver, Cloudflare": driver}
+    with beside(tally, asides) as lanes:
         with beside(tally, dict(others)) as provisioned:
             provisioned_first = False
             try:
