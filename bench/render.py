@@ -242,7 +242,7 @@ def _run_ansible(home: Path, given: Mapping[str, Any]) -> None:
     environment = {
         **os.environ,
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_LIBRARY": str(ROOT / "tests/unit/library"),
+        "ANSIBLE_ACTION_PLUGINS": str(ROOT / "tests/unit/actions"),
         "ANSIBLE_HOME": str(home / "ansible"),
         "ANSIBLE_LOCAL_TEMP": str(home / "ansible/tmp"),
         "ANSIBLE_FORCE_COLOR": "0",
