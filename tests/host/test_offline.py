@@ -92,13 +92,11 @@ def test_gateway_and_backend_start_without_calling_out(cut: Server) -> None:
 def test_an_engine_loads_and_streams_without_calling_out(
     engine: Server, cut: Server, until_ready: Callable[[], float]
 ) -> None:
-    cut.run(f"systemctl restart --no-block '{UNITS['engine']}'")
     began = time.monotonic()
-    seen = ask(engine, chat())
-    assert (seen.status, seen.text, seen.ended) == (200, RECITAL, True)
-    took = time.monotonic() - began
+    cut.run(f"systemctl restart '{UNITS['engine']}'", timeout=600)
     until_ready()
+    took = time.monotonic() - began
     seen = ask(engine, chat(), "h2")
     assert (seen.status, seen.text, seen.ended) == (200, RECITAL, True)
     assert tried(cut) == 0
-    figure(f"network cut: the engine restarted and a whole stream after {took:.0f} s")
+    figure(f"network cut: the engine was ready again after {took:.0f} s")
