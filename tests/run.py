@@ -1,7 +1,9 @@
 """Every test of the project, fast ones first: `./millrace test [STAGE...]`.
 
-Stages: lint, unit, app, browser, host. A stage that fails does not stop the later ones, so that one
-run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
+Stages: lint, unit, app, browser, host; and hardware, which is run when asked for: every test of
+cards and drivers, of which host has the shorter ones. A stage that fails does not stop the later
+ones, so that one run tells all; but the host stage, which makes servers, is left out when an
+earlier one failed.
 
 What does not disturb one another runs side by side (`beside`). Tests that judge by short times,
 those of app and the host tests marked `timing`, have nothing beside them that works.
@@ -33,13 +35,17 @@ SERVERS = "inventory/sandbox/test.yml"
 VLLM_DEFAULTS = ROOT / "roles/vllm/defaults/main.yml"
 PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
 """The servers that everything is tested on, and the Python that their distribution has."""
-CARDS, LIKE_CARDS = "millrace-cards", "millrace-deb12"
-"""The server that cards are plugged into, and the one that has the same Python."""
+CARDS, LIKE_CARDS, DRIVER = "millrace-cards", "millrace-deb12", "millrace-driver"
+"""The server that cards are plugged into, the one that has the same Python, and the driver's."""
 SANDBOX_SETTINGS = ROOT / "inventory/sandbox/group_vars/sandbox.yml"
 INSTALLED = ("opt/millrace/*/releases", "usr/local/lib/millrace/recital", "var/lib/millrace/models")
 """What takes minutes to install and is the same on servers with the same Python."""
 
 STAGES = ("lint", "unit", "app", "browser", "host")
+ASKED_FOR = ("hardware",)
+"""What takes more time than a run of everything has."""
+KNOWN = (*STAGES, *ASKED_FOR)
+QUICK = ["-m", "not timing and not long"]
 WEB = ROOT / "app/web"
 
 
@@ -316,7 +322,7 @@ def cards(reason: str, like: Future[bool]) -> Checks:
     took minutes to install.
     """
     site = provision(CARDS, reason)
-    tests = ["tests/host/test_cards.py", "-m", "not timing"]
+    tests = ["tests/host/test_cards.py", *QUICK]
 
     def lane(tally: Tally) -> bool:
         if not like.result():
@@ -328,13 +334,32 @@ def cards(reason: str, like: Future[bool]) -> Checks:
     return lane
 
 
-def driver(tally: Tally) -> bool:
-    """Test the driver, and what Cloudflare gives and takes, on servers of their own.
+def aside(tally: Tally) -> bool:
+    """Test what has servers of its own, which need no more than the system.
 
-    They need no more than the system.
+    That is the driver, what Cloudflare gives and takes, and the sandbox itself.
     """
-    good = host_tests(tally, "driver", "tests/host/test_driver.py")
-    return host_tests(tally, "cloudflare", "tests/host/test_cloudflare.py") and good
+    names = ("driver", "cloudflare", "sandbox")
+    good = [host_tests(tally, name, f"tests/host/test_{name}.py", *QUICK) for name in names]
+    return all(good)
+
+
+def hardware(tally: Tally) -> bool:
+    """Run every test of cards and drivers, each on its fresh server, one after the other."""
+    if os.geteuid() != 0:
+        print("-- hardware: skipped, making servers with systemd-nspawn needs root")
+        tally.skipped += 1
+        return True
+    limit = ["--limit", f"{CARDS},{DRIVER}"]
+    try:
+        return (
+            run(tally, "fresh servers", [*sandbox("rebuilt"), *limit])
+            and provision(CARDS, no_engine(PYTHONS[LIKE_CARDS]))(tally)
+            and host_tests(tally, "cards", "tests/host/test_cards.py")
+            and host_tests(tally, "driver", "tests/host/test_driver.py")
+        )
+    finally:
+        run(tally, "servers down", [*sandbox("absent"), *limit])
 
 
 def host(tally: Tally) -> bool:
@@ -361,10 +386,10 @@ def whole_and_asked(tally: Tally) -> bool:
     reasons = {server: no_engine(python) for server, python in PYTHONS.items()}
     first, *others = [(server, provision(server, reason)) for server, reason in reasons.items()]
     with_engine = [server for server, reason in reasons.items() if not reason]
-    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver", "cloudflare")]
-    rest = ["tests/host", *(f"--ignore={file}" for file in own), "-m", "not timing"]
+    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver", "cloudflare", "sandbox")]
+    rest = ["tests/host", *(f"--ignore={file}" for file in own), *QUICK]
     like: Future[bool] = Future()
-    asides = {"cards": cards(reasons[LIKE_CARDS], like), "driver, Cloudflare": driver}
+    asides = {"cards": cards(reasons[LIKE_CARDS], like), "aside": aside}
     with beside(tally, asides) as lanes:
         with beside(tally, dict(others)) as provisioned:
             provisioned_first = False
@@ -381,17 +406,17 @@ def whole_and_asked(tally: Tally) -> bool:
     if with_engine:
         proof = playbook("playbooks/verify.yml", "--limit", ",".join(with_engine))
         good = run(tally, "it streams", proof) and good
-    timing = host_tests(tally, "timing", "tests/host", "-m", "timing")
+    timing = host_tests(tally, "timing", "tests/host", "-m", "timing and not long")
     return timing and good and all(lanes)
 
 
 def main() -> int:
     """Run the stages that were asked for."""
     parser = argparse.ArgumentParser(prog="./millrace test", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(KNOWN)}")
     stages = parser.parse_args().stages or list(STAGES)
-    if unknown := set(stages) - set(STAGES):
-        parser.error(f"there is no stage {', '.join(sorted(unknown))}: {', '.join(STAGES)}")
+    if unknown := set(stages) - set(KNOWN):
+        parser.error(f"there is no stage {', '.join(sorted(unknown))}: {', '.join(KNOWN)}")
     os.environ.setdefault("ANSIBLE_FORCE_COLOR", "0")
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir()
@@ -410,6 +435,8 @@ def main() -> int:
             good = host(tally)
         else:
             print("-- host: left out, because an earlier stage failed")
+    if "hardware" in stages:
+        good = hardware(tally) and good
     figures = REPORTS / "figures.txt"
     if figures.exists():
         print(f"\nmeasured on this machine:\n{figures.read_text()}")

@@ -14,12 +14,6 @@ from servers import ROOT, Server, figure, playbook, servers
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture
-def one() -> Server:
-    """One server, for what takes minutes and is the same on every release."""
-    return servers()[sorted(servers())[0]]
-
-
 def limit() -> str:
     """The servers whose engine runs."""
     whole = [s.name for s in servers().values() if not s.run("cat /etc/millrace/no-engine", False)]

@@ -43,8 +43,10 @@ FORGED = {"X-Forwarded-For": "203.0.113.7", "CF-Connecting-IP": "203.0.113.8",
 
 
 @pytest.mark.parametrize("version", ["IPv4", "IPv6"])
-def test_only_the_list_is_open(outside: Outside, server: Server, version: str) -> None:
+def test_only_the_list_is_open(outside: Outside, server: Server, one: Server, version: str) -> None:
     """All 65,535 ports: a port that is let through is found even when nobody listens on it."""
+    if version == "IPv6" and server is not one:
+        pytest.skip("minutes of asking; the ruleset is one for both families, and compared whole")
     wanted = expected_ports(server)
     with nullcontext(server.address) if version == "IPv4" else outside.beside(server) as address:
         answering = {protocol: outside.answers(address, protocol) for protocol in wanted}
