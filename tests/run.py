@@ -1,9 +1,8 @@
 """Every test of the project, fast ones first: `./millrace test [STAGE...]`.
 
-Stages: lint, unit, app, browser, host; and hardware, which is run when asked for: every test of
-cards and drivers, of which host has the shorter ones. A stage that fails does not stop the later
-ones, so that one run tells all; but the host stage, which makes servers, is left out when an
-earlier one failed.
+Stages: lint, unit, app, browser, host; and hardware, which is run when asked for: cards and
+drivers, which take as long as all others. A stage that fails does not stop the later ones, so that
+one run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
 
 What does not disturb one another runs side by side (`beside`). Tests that judge by short times,
 those of app and the host tests marked `timing`, have nothing beside them that works.
@@ -21,7 +20,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,15 +36,14 @@ PYTHONS = {"millrace-deb12": "3.11", "millrace-deb13": "3.13"}
 """The servers that everything is tested on, and the Python that their distribution has."""
 CARDS, LIKE_CARDS, DRIVER = "millrace-cards", "millrace-deb12", "millrace-driver"
 """The server that cards are plugged into, the one that has the same Python, and the driver's."""
-SANDBOX_SETTINGS = ROOT / "inventory/sandbox/group_vars/sandbox.yml"
-INSTALLED = ("opt/millrace/*/releases", "usr/local/lib/millrace/recital", "var/lib/millrace/models")
-"""What takes minutes to install and is the same on servers with the same Python."""
 
 STAGES = ("lint", "unit", "app", "browser", "host")
 ASKED_FOR = ("hardware",)
 """What takes more time than a run of everything has."""
 KNOWN = (*STAGES, *ASKED_FOR)
-QUICK = ["-m", "not timing and not long"]
+HARDWARE = [f"tests/host/test_{name}.py" for name in ("cards", "driver")]
+ASIDE = [f"tests/host/test_{name}.py" for name in ("cloudflare", "sandbox")]
+"""Tests with servers of their own, which need no more than the system."""
 WEB = ROOT / "app/web"
 
 
@@ -305,43 +303,9 @@ def host_tests(tally: Tally, name: str, *arguments: str) -> bool:
     return pytest(tally, name, ["-p", "no:cacheprovider", *arguments])
 
 
-def copy_installed(source: str, target: str) -> None:
-    """Give a server what another one has installed; its roles find it there and leave it alone."""
-    state = Path(yaml.safe_load(SANDBOX_SETTINGS.read_text())["sandbox_state_dir"])
-    root = state / source / "root"
-    for folder in (found for pattern in INSTALLED for found in root.glob(pattern)):
-        place = state / target / "root" / folder.relative_to(root)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cp", "-a", "--reflink=auto", str(folder), str(place)], check=True)
-
-
-def cards(reason: str, like: Future[bool]) -> Checks:
-    """Return what tests the cards, on a server of their own; without an engine they are skipped.
-
-    `like`: whether the server with the same Python is set up, from which it is copied what that
-    took minutes to install.
-    """
-    site = provision(CARDS, reason)
-    tests = ["tests/host/test_cards.py", *QUICK]
-
-    def lane(tally: Tally) -> bool:
-        if not like.result():
-            tally.say(f"-- {CARDS}: left out, because {LIKE_CARDS} could not be set up")
-            return False
-        copy_installed(LIKE_CARDS, CARDS)
-        return site(tally) and host_tests(tally, "cards", *tests)
-
-    return lane
-
-
 def aside(tally: Tally) -> bool:
-    """Test what has servers of its own, which need no more than the system.
-
-    That is the driver, what Cloudflare gives and takes, and the sandbox itself.
-    """
-    names = ("driver", "cloudflare", "sandbox")
-    good = [host_tests(tally, name, f"tests/host/test_{name}.py", *QUICK) for name in names]
-    return all(good)
+    """Test what Cloudflare gives and takes, and the sandbox itself."""
+    return host_tests(tally, "aside", *ASIDE)
 
 
 def hardware(tally: Tally) -> bool:
@@ -355,8 +319,7 @@ def hardware(tally: Tally) -> bool:
         return (
             run(tally, "fresh servers", [*sandbox("rebuilt"), *limit])
             and provision(CARDS, no_engine(PYTHONS[LIKE_CARDS]))(tally)
-            and host_tests(tally, "cards", "tests/host/test_cards.py")
-            and host_tests(tally, "driver", "tests/host/test_driver.py")
+            and host_tests(tally, "hardware", *HARDWARE)
         )
     finally:
         run(tally, "servers down", [*sandbox("absent"), *limit])
@@ -386,27 +349,21 @@ def whole_and_asked(tally: Tally) -> bool:
     reasons = {server: no_engine(python) for server, python in PYTHONS.items()}
     first, *others = [(server, provision(server, reason)) for server, reason in reasons.items()]
     with_engine = [server for server, reason in reasons.items() if not reason]
-    own = [f"tests/host/test_{name}.py" for name in ("cards", "driver", "cloudflare", "sandbox")]
-    rest = ["tests/host", *(f"--ignore={file}" for file in own), *QUICK]
-    like: Future[bool] = Future()
-    asides = {"cards": cards(reasons[LIKE_CARDS], like), "aside": aside}
-    with beside(tally, asides) as lanes:
+    left_out = [f"--ignore={file}" for file in HARDWARE]
+    quick = [*left_out, *(f"--ignore={file}" for file in ASIDE), "-m", "not timing"]
+    with beside(tally, {"aside": aside}) as lanes:
         with beside(tally, dict(others)) as provisioned:
-            provisioned_first = False
-            try:
-                provisioned_first = first[1](tally)
-            finally:
-                like.set_result(provisioned_first)
+            provisioned_first = first[1](tally)
         up = provisioned_first and all(provisioned)
         page = up and pytest(tally, "the page on them", browser_tests("test_server.py"))
-        good = up and host_tests(tally, "host", *rest) and page
+        good = up and host_tests(tally, "host", "tests/host", *quick) and page
     if not up:
         return False
     # Here all is quiet.
     if with_engine:
         proof = playbook("playbooks/verify.yml", "--limit", ",".join(with_engine))
         good = run(tally, "it streams", proof) and good
-    timing = host_tests(tally, "timing", "tests/host", "-m", "timing and not long")
+    timing = host_tests(tally, "timing", "tests/host", *left_out, "-m", "timing")
     return timing and good and all(lanes)
 
 

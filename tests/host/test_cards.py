@@ -213,7 +213,6 @@ def served(server: Server, port: int) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
-@pytest.mark.long
 def test_cards_of_two_kinds_get_an_engine_each(
     played: Played, until_ready: Callable[[], float]
 ) -> None:
@@ -239,7 +238,6 @@ def test_cards_of_two_kinds_get_an_engine_each(
     figure(f"two engines, weights {[e['weight'] for e in engines]}: requests {shares}")
 
 
-@pytest.mark.long
 def test_an_engine_whose_card_is_gone_goes_with_it(
     played: Played, until_ready: Callable[[], float]
 ) -> None:
@@ -259,7 +257,6 @@ def test_an_engine_whose_card_is_gone_goes_with_it(
     settles(played)
 
 
-@pytest.mark.long
 def test_a_card_of_another_maker(played: Played) -> None:
     played.plug_in("foreign")
     stays_down(played, "GeForce RTX 5090 at 0000:05:00.0 is missing")
@@ -275,7 +272,6 @@ def test_a_card_of_another_maker(played: Played) -> None:
     settles(played, "vllm_device=cpu")
 
 
-@pytest.mark.long
 def test_from_the_processor_to_cards_of_two_kinds(played: Played) -> None:
     played.plug_in("mixed")
     done = played.run("site.yml", skip="verify")
@@ -285,7 +281,6 @@ def test_from_the_processor_to_cards_of_two_kinds(played: Played) -> None:
 
 
 @pytest.mark.timing
-@pytest.mark.long
 def test_it_streams_with_an_engine_for_each_kind(played: Played) -> None:
     done = played.run("playbooks/verify.yml")
     assert done.returncode == 0, done.stdout[-4000:]

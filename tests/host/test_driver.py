@@ -146,7 +146,6 @@ def test_what_was_left_half_installed_is_mended(played: Played) -> None:
     assert server.run("dpkg --audit") == ""
 
 
-@pytest.mark.long
 def test_debians_own_with_modules_that_are_compiled_here(played: Played) -> None:
     """From NVIDIA's packages to Debian's, whose modules build without a card and load with none."""
     server = played.server
@@ -181,7 +180,6 @@ def test_debians_own_with_modules_that_are_compiled_here(played: Played) -> None
     figure(f"Debian's driver: {len(built)} modules compiled for {kernel}")
 
 
-@pytest.mark.long
 def test_and_back_to_nvidias(played: Played) -> None:
     cards.place(played.server)
     good(played, REBOOT)
