@@ -249,9 +249,9 @@ def playbook(*arguments: str) -> list[str]:
     return ["ansible-playbook", "-i", SERVERS, *arguments]
 
 
-def sandbox(state: str) -> list[str]:
-    """Return the command that brings the test servers into `state`."""
-    return playbook("playbooks/sandbox.yml", "-e", f"sandbox_state={state}")
+def sandbox(state: str, which: str) -> list[str]:
+    """Return the command that brings some of the test servers into `state`."""
+    return playbook("playbooks/sandbox.yml", "--limit", which, "-e", f"sandbox_state={state}")
 
 
 def no_engine(python: str) -> str:
@@ -308,44 +308,33 @@ def aside(tally: Tally) -> bool:
     return host_tests(tally, "aside", *ASIDE)
 
 
-def hardware(tally: Tally) -> bool:
-    """Run every test of cards and drivers, each on its fresh server, one after the other."""
+def on_servers(tally: Tally, stage: str, which: str, asked: Checks) -> bool:
+    """Make fresh servers, ask them, and take them down whatever happened. `which`: a limit."""
     if os.geteuid() != 0:
-        print("-- hardware: skipped, making servers with systemd-nspawn needs root")
+        tally.say(f"-- {stage}: skipped, making servers with systemd-nspawn needs root")
         tally.skipped += 1
         return True
-    limit = ["--limit", f"{CARDS},{DRIVER}"]
     try:
-        return (
-            run(tally, "fresh servers", [*sandbox("rebuilt"), *limit])
-            and provision(CARDS, no_engine(PYTHONS[LIKE_CARDS]))(tally)
-            and host_tests(tally, "hardware", *HARDWARE)
-        )
+        return run(tally, "fresh servers", sandbox("rebuilt", which)) and asked(tally)
     finally:
-        run(tally, "servers down", [*sandbox("absent"), *limit])
+        run(tally, "servers down", sandbox("absent", which))
+
+
+def hardware(tally: Tally) -> bool:
+    """Run every test of cards and drivers, each on its fresh server, one after the other."""
+    site = provision(CARDS, no_engine(PYTHONS[LIKE_CARDS]))
+    return site(tally) and host_tests(tally, "hardware", *HARDWARE)
 
 
 def host(tally: Tally) -> bool:
-    """Make fresh servers, set them up, ask them, and take them down whatever happened."""
-    if os.geteuid() != 0:
-        print("-- host: skipped, making servers with systemd-nspawn needs root")
-        tally.skipped += 1
-        return True
+    """Set fresh servers up and run every other host test on them."""
     install_chromium()
-    tested = ["--limit", ",".join(PYTHONS)]
-    checked = playbook("site.yml", *tested, "--check", "--diff")
-    try:
-        return (
-            run(tally, "fresh servers", sandbox("rebuilt"))
-            and run(tally, "check mode, fresh", checked)
-            and whole_and_asked(tally)
-        )
-    finally:
-        run(tally, "servers down", sandbox("absent"))
+    checked = playbook("site.yml", "--limit", ",".join(PYTHONS), "--check", "--diff")
+    return run(tally, "check mode, fresh", checked) and whole_and_asked(tally)
 
 
 def whole_and_asked(tally: Tally) -> bool:
-    """Set the fresh servers up and run every host test on them."""
+    """Set the servers up and ask them: beside what has servers of its own, then in quiet."""
     reasons = {server: no_engine(python) for server, python in PYTHONS.items()}
     first, *others = [(server, provision(server, reason)) for server, reason in reasons.items()]
     with_engine = [server for server, reason in reasons.items() if not reason]
@@ -389,11 +378,11 @@ def main() -> int:
         good = app(tally) and good
     if "host" in stages:
         if good:
-            good = host(tally)
+            good = on_servers(tally, "host", f"all:!{CARDS}:!{DRIVER}", host)
         else:
             print("-- host: left out, because an earlier stage failed")
     if "hardware" in stages:
-        good = hardware(tally) and good
+        good = on_servers(tally, "hardware", f"{CARDS},{DRIVER}", hardware) and good
     figures = REPORTS / "figures.txt"
     if figures.exists():
         print(f"\nmeasured on this machine:\n{figures.read_text()}")

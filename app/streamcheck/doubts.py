@@ -82,7 +82,7 @@ class Doubts:
             if found.kind in PORTIONS and portions and found.source == "emitter":
                 # Asked for alone, the portions are the hop's own and not those of a crowd.
                 found = dataclasses.replace(portions[0], ways=found.ways, source=found.source)
-            if came == asked == 2 or (asked >= TRIES and came == 1):
+            if came == asked == 2 or (asked >= TRIES and came <= 1):
                 break
             if asked >= (TRIES if found.confidence * came / asked >= LEAST_SURE else SPLIT_TRIES):
                 break

@@ -114,6 +114,7 @@ def test_an_answer_that_comes_well_is_a_proof_on_any_machine(bad: Observation, e
     hop, script = settle(excuse(bad), [excuse(steady())])
     assert (hop.findings, hop.doubts) == ([], [])
     assert script.notes
+    assert script.asked == 3, "no more is asked where nothing came again"
 
 
 def test_a_hold_is_told_from_a_buffer_by_a_longer_answer() -> None:
