@@ -46,6 +46,7 @@ class Doubts:
             if sure is not None:
                 kept.append(sure)
         hop.findings = kept
+        # A longer answer tells more of these: what is a doubt so far may become sure.
         if kept and kept[0].kind in PORTIONS and kept[0].source == "generation":
             self._weigh(hop, behind, kept[0])
 
@@ -97,7 +98,7 @@ class Doubts:
             self._asker.notes.append(f"{hop.target.title}: {often}: {found.summary}")
             return None
         confidence = round(found.confidence * came / asked, 2)
-        if confidence < LEAST_SURE:
+        if confidence < LEAST_SURE and not (found.kind in PORTIONS and way.source == "generation"):
             hop.doubts.append(f"{came} times of {asked}: {found.summary}")
             return None
         return dataclasses.replace(found, confidence=confidence)

@@ -147,3 +147,18 @@ def test_alone_what_is_as_quick_at_any_length_is_a_doubt() -> None:
                     n320=answered([0.05] * 320))  # fmt: skip
     assert hop.findings == []
     assert "alike come all at once" in hop.doubts[0]
+
+
+def test_alone_a_timer_that_a_short_answer_does_not_show_is_seen_in_a_longer_one() -> None:
+    def every(milliseconds: int, tokens: int, pace: float) -> Observation:
+        at = [n * pace * 1000 // milliseconds * milliseconds / 1000 for n in range(tokens)]
+        return answered([0.1 + second for second in at])
+
+    short = every(40, 64, 0.008)
+    hop, _ = settle(short, [short], alone=True, n16=every(40, 16, 0.008),
+                    n320=every(40, 320, 0.006))  # fmt: skip
+    assert [(f.kind, f.confidence) for f in hop.findings] == [("batched_time", 0.75)]
+    hop, _ = settle(short, [short], alone=True, n16=every(40, 16, 0.008),
+                    n320=every(40, 320, 0.008))  # fmt: skip
+    assert hop.findings == []
+    assert "several tokens at a time" in hop.doubts[0]

@@ -7,6 +7,7 @@ import datetime
 import gzip
 import itertools
 import json
+import random
 import time
 import zlib
 from collections.abc import Callable
@@ -567,3 +568,40 @@ def test_a_server_of_the_inventory(tmp_path: Path) -> None:
     assert (named.hops[0].url, named.hops[0].key) == ("https://chat.example/v1", "k2")
     assert named.hops[0].origin == "https://203.0.113.10/v1"
     assert named.ssh == []
+
+
+# Read on a machine of two cores that three other processes kept busy.
+LATE_NAGLE = [7, 7, 7, 6, 7, 5, 10, 7, 7, 6, 7, 7, 4, 10, 8, 7, 7, 6, 8, 6, 7, 7, 7, 6, 8, 6, 7, 7]
+
+
+@pytest.mark.parametrize("counts", [[6, 7, 7, 6, 7, 7, 7], [2, 3] * 10, LATE_NAGLE])
+def test_a_timer_cuts_a_steady_flow_into_two_counts(counts: list[int]) -> None:
+    assert generation.timed(counts)
+
+
+NO_TIMER = [[], [3], [3] * 20, [3] * 19 + [2], [3, 1, 2] * 6, [1, 3, 5] * 5, [1, 2] * 9]
+
+
+@pytest.mark.parametrize("counts", NO_TIMER)
+def test_other_counts_come_from_no_timer(counts: list[int]) -> None:
+    assert not generation.timed(counts)
+
+
+@pytest.mark.parametrize("guessed", [2, 3, 5, 7])
+@pytest.mark.parametrize("accepted", [0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
+def test_guessing_ahead_is_not_taken_for_a_timer(guessed: int, accepted: float) -> None:
+    """Each guess holds with the same chance, and the first that does not ends the step."""
+    chance = random.Random(7)
+    for _ in range(20):
+        steps = [
+            1 + next((n for n in range(guessed) if chance.random() > accepted), guessed)
+            for _ in range(100)
+        ]
+        assert not generation.timed(steps), steps
+
+
+def test_a_step_that_was_written_in_two_is_one() -> None:
+    whole = [0.1 + step * 0.04 for step in range(30) for _ in range(3)]
+    torn = [at + 0.004 * (n % 3 > 0 and n // 3 in (4, 9, 17, 21)) for n, at in enumerate(whole)]
+    for seen in (answered(whole), answered(torn)):
+        assert [f.confidence for f in generation.judge(seen, None)] == [0.4]
