@@ -53,8 +53,15 @@ class Permit:
         self._placed = False
         self._closed = False
 
+    def place_at_once(self) -> bool:
+        """Take a place in the house if one is free now; return whether there was one."""
+        self._placed = self._placed or self._admission.house.enter_at_once()
+        return self._placed
+
     async def place(self) -> None:
         """Wait for a place in the house; raise ApiError 503 when it takes too long."""
+        if self._placed:
+            return
         await self._admission.house.enter()
         # Nothing awaits in between: a place is either here or was given back.
         if self._closed:

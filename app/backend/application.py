@@ -17,6 +17,7 @@ from backend.api_request import RequestParser
 from backend.auth import Authenticate
 from backend.doors import Doors
 from backend.exchange import Exchanges
+from backend.express.handoffs import Handoffs
 from backend.key_files import KeyFiles
 from backend.keys import KeyRing
 from backend.metrics import Metrics
@@ -62,12 +63,14 @@ def build(settings: Settings) -> ASGIApp:
     streams = Streams(settings, tag_of(instance), pool, store)
     metrics = Metrics()
     admission = Admission(settings, metrics)
+    handoffs = Handoffs(settings, upstream, readiness, metrics, instance)
     metrics.watch_tokens(readiness.token_age)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await upstream.open()
         await store.open()
+        await handoffs.open()
         watch = asyncio.create_task(readiness.keep_watch())
         if managed():
             # Another instance may be serving until we do: /readyz shall not say no in between.
@@ -78,6 +81,7 @@ def build(settings: Settings) -> ASGIApp:
         # time; they still have to tell their clients so, and the bytes have to leave.
         await exchanges.drained(_LAST_WORDS_SECONDS)
         await asyncio.sleep(_FLUSH_SECONDS)
+        await handoffs.close()
         await store.close()
         streams.close()
         watch.cancel()
@@ -91,13 +95,15 @@ def build(settings: Settings) -> ASGIApp:
         title="Millrace", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     errors.install(app)
-    services = Services(settings, upstream, readiness, metrics, admission, RequestParser(settings))
+    services = Services(
+        settings, upstream, readiness, metrics, admission, RequestParser(settings), handoffs
+    )
     app.include_router(make_router(services))
     app.include_router(make_session_router(settings, keys, doors, sessions))
     app.include_router(make_stream_router(services, streams))
     ways = [StreamAccess(streams, keys).find, sessions.find]
     peers = Peers(Authenticate(app, keys, doors, ways), settings, instance)
-    exchanges = Exchanges(peers, metrics)
+    exchanges = Exchanges(peers, metrics, elsewhere=lambda: handoffs.count)
     return exchanges
 
 

@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,10 +57,13 @@ class Exchange:
     first_byte: float | None = None
     # Notes when the pieces go out; None where they are not an engine's own.
     pace: Pace | None = None
+    # nginx fetches the answer from the engine: whoever handed it off concludes it.
+    handed_off: bool = False
     # What failed behind the backend, in one word; None when nothing did.
     fault: str | None = None
     # complete, refused, client_left, upstream_error, upstream_timeout, server_stopping,
-    # server_error; of a chat stream also stopped, abandoned
+    # server_error; of a chat stream also stopped, abandoned; of what was handed off also handed_on
+    # (to the next instance's time: nobody will know), unheard
     ended: str = "complete"
 
     @property
@@ -90,6 +94,7 @@ class Exchange:
             "completion_tokens": usage and usage.completion_tokens,
             "ended": self.ended,
             "fault": self.fault,
+            "express": self.handed_off,
         }
 
     def _since_start(self, moment: float | None) -> float | None:
@@ -118,9 +123,13 @@ class Exchanges:
     `open_requests` counts the requests in hand, for the end of the process to wait on.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, elsewhere: Callable[[], int] = lambda: 0
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        # Answers that are ours to count and pass us by; the server's end waits for them too.
+        self.elsewhere = elsewhere
         self.open_requests = 0
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -171,7 +180,8 @@ class Exchanges:
             if not self.open_requests:
                 self._none_open.set()
             exchange_of(scope)  # Takes the route over, where nothing asked before.
-            conclude(exchange, self._metrics)
+            if not exchange.handed_off:
+                conclude(exchange, self._metrics)
 
 
 def conclude(exchange: Exchange, metrics: Metrics) -> None:

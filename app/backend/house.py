@@ -42,10 +42,16 @@ class House:
         """How many wait for one."""
         return len(self._queue)
 
+    def enter_at_once(self) -> bool:
+        """Take a place if one is free; return whether there was one."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
+
     async def enter(self) -> None:
         """Take a place; raise ApiError 503 when none came free in time, or too many wait."""
-        if self._free:
-            self._free -= 1
+        if self.enter_at_once():
             return
         if len(self._queue) >= self._queue_length:
             raise _full("Every place is taken and the queue is full. Try again a little later.")

@@ -109,6 +109,10 @@ class Metrics:
         """Take an exchange into the count of those in hand; `end` must follow."""
         self._open.add(exchange)
 
+    def forget(self, exchange: Exchange) -> None:
+        """Count an exchange no more that another one goes on with."""
+        self._open.discard(exchange)
+
     def active_streams(self) -> int:
         """Return how many streams are in hand."""
         return sum(exchange.stream for exchange in self._open)

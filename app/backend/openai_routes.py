@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from backend.api_request import unknown_model
 from backend.apis import APIS, Api
 from backend.exchange import exchange_of, key_of
+from backend.express.handoffs import Offer
 from backend.openapi import answers
 from backend.services import NO_STORE, NoResponse, Services, body_of
 from backend.settings import Model
@@ -53,7 +54,8 @@ def _endpoint(api: Api, services: Services) -> Callable[[Request], Awaitable[Res
         if body is None:
             return NoResponse()
         checked = services.parser.parse(body, api, models=key_of(request.scope).models)
-        return await services.answer(exchange_of(request.scope), api, checked)
+        offer = Offer.of(request.scope)
+        return await services.answer(exchange_of(request.scope), api, checked, offer)
 
     return endpoint
 

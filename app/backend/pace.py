@@ -60,6 +60,10 @@ class Pace:
         """Whether an event went out."""
         return self._last is not None
 
+    def told(self, first_token: float) -> None:
+        """Take another's word for when the first token came; of the gaps it knows nothing."""
+        self.first_token = self._last = first_token
+
     def note(self, piece: bytes, now: float) -> None:
         """Take note of a piece that has just been sent. Comments are signs of life and no more."""
         if self.first_token is None and shows_token(piece):

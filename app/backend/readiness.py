@@ -59,6 +59,11 @@ class Readiness:
             self._last_token = time.monotonic()
             self.wanted_from = self._last_token + self._interval / 2
 
+    def token_came(self, moment: float) -> None:
+        """Take note that the engine gave a token then, which another hop saw."""
+        if self._last_token is None or moment > self._last_token:
+            self._last_token = moment
+
     def token_age(self) -> float | None:
         """Return how many seconds ago the last token was seen, or None."""
         return None if self._last_token is None else time.monotonic() - self._last_token

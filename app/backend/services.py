@@ -12,6 +12,7 @@ from backend.admission import Admission
 from backend.api_request import ApiRequest, RequestParser, read_body
 from backend.apis import Api
 from backend.exchange import Exchange, exchange_of
+from backend.express.handoffs import NO_OFFER, Handoffs, Offer
 from backend.metrics import Metrics
 from backend.readiness import Readiness
 from backend.relay import Relay
@@ -31,18 +32,29 @@ class Services:
     metrics: Metrics
     admission: Admission
     parser: RequestParser
+    handoffs: Handoffs
 
-    async def answer(self, exchange: Exchange, api: Api, request: ApiRequest) -> Response:
+    async def answer(
+        self, exchange: Exchange, api: Api, request: ApiRequest, offer: Offer = NO_OFFER
+    ) -> Response:
         """Let a checked request in and return what answers it.
 
-        Every generation goes through here, whoever reads it. Raises ApiError 429 and 503.
+        Every generation goes through here, whoever reads it. `offer` is nginx's, to fetch the
+        answer itself. Raises ApiError 429, 503 and 504.
         """
         assert exchange.key is not None, "Authenticate lets nobody through without a key"
         exchange.model = request.model
         exchange.stream = request.stream
-        permit = await self.admission.admit(exchange.key, request.ask)
+        permit = None
+        if offer.failed_with is not None:
+            permit = await self.handoffs.take_back(exchange, offer.failed_with)
+        if permit is None:
+            permit = await self.admission.admit(exchange.key, request.ask)
         exchange.headers += permit.headers
         try:
+            handed_off = await self.handoffs.hand_off(exchange, api, request, permit, offer)
+            if handed_off is not None:
+                return handed_off
             return Relay(
                 settings=self.settings,
                 upstream=self.upstream,

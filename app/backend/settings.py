@@ -112,6 +112,10 @@ class Settings(Strict):
     # Where each instance listens for the others, by MILLRACE_INSTANCE: who asks for a stream that
     # lives in one that drains is passed on to it.
     stream_peers: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")], Path] = {}
+    # Where each instance hears how answers ended that nginx fetched itself, by MILLRACE_INSTANCE.
+    express_ends: dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9]{1,16}$")], Path] = {}
+    # Nothing was heard of such an answer for so long: it counts as ended.
+    longest_stream_seconds: Seconds = 3600
     # Open streams may finish for so long after SIGTERM; keep systemd's TimeoutStopSec above it.
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 60
     workers: Annotated[int, Field(ge=1, le=256)] = 1

@@ -75,6 +75,24 @@ class Upstream:
         except UPSTREAM_ERRORS:
             return "it cannot be reached"
 
+    async def ask_gateway(
+        self, path: str, question: dict[str, object], timeout_seconds: float
+    ) -> dict[str, object] | None:
+        """Ask LiteLLM's side of the express lane; return its answer, None when there is none."""
+        assert self._session is not None, "open() comes first"
+        url = urljoin(self._settings.upstream_url, path)
+        try:
+            async with (
+                asyncio.timeout(timeout_seconds),
+                self._session.post(
+                    url, json=question, headers=self._headers, allow_redirects=False
+                ) as response,
+            ):
+                told = await response.json() if response.status == 200 else None
+        except (TimeoutError, ValueError, *UPSTREAM_ERRORS):
+            return None
+        return told if isinstance(told, dict) else None
+
     @asynccontextmanager
     async def post(
         self, path: str, body: bytes, *, request_id: str, accept: str

@@ -24,6 +24,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from gateway.access_log import AccessLog, App, Message, Receive, Send
+from gateway.engines import EngineDesk
 
 ROUTE = "/vllm/"
 RETRY_AFTER_SECONDS = "2"
@@ -144,7 +145,8 @@ def install() -> None:
     from litellm.exceptions import BadRequestError
     from litellm.llms.base_llm.chat.transformation import BaseLLMException
     from litellm.llms.vllm.passthrough.transformation import VLLMPassthroughConfig
-    from litellm.proxy.proxy_server import app
+    from litellm.proxy import proxy_server
+    from litellm.router import Router
     from starlette.middleware.exceptions import ExceptionMiddleware
 
     for name in ("is_streaming_request", "create_stream_collector"):
@@ -158,6 +160,11 @@ def install() -> None:
     )
     VLLMPassthroughConfig.create_stream_collector = lambda self, *_, **__: NoCollector()
 
+    for name in ("select", "health"):
+        if not hasattr(Router, name):
+            raise RuntimeError(f"this LiteLLM has no Router.{name}; see gateway.engines")
+
+    app = proxy_server.app
     layer = app.middleware_stack
     while layer is not None and not isinstance(layer, ExceptionMiddleware):
         layer = getattr(layer, "app", None)
@@ -167,4 +174,8 @@ def install() -> None:
     layer.add_exception_handler(BaseLLMException, engine_unreachable)
     layer.add_exception_handler(httpx.TransportError, engine_unreachable)
     layer.add_exception_handler(BadRequestError, no_engine_chosen)
-    app.middleware_stack = AccessLog(CancelWhenLeft(app.middleware_stack), "litellm")
+    app.middleware_stack = EngineDesk(
+        AccessLog(CancelWhenLeft(app.middleware_stack), "litellm"),
+        router=lambda: proxy_server.llm_router,
+        master_key=lambda: proxy_server.master_key,
+    )

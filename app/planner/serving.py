@@ -254,7 +254,8 @@ def _engine(
         "disable-uvicorn-access-log": True,
         "disable-fastapi-docs": True,
         # Its own access log knows no request ids, and its request log writes what people sent.
-        "middleware": ["access_log.AccessLog"],
+        # The other one is for answers that pass the backend by, and costs the rest nothing.
+        "middleware": ["access_log.AccessLog", "handed_off.HandedOff"],
     }
     environment: dict[str, str] = {
         "PYTHONPATH": ENGINE_DIR,

@@ -3,19 +3,14 @@
 LiteLLM is not among the development requirements (it would pin half of them elsewhere). Name a
 venv made from requirements/litellm.txt in MILLRACE_LITELLM to run these tests:
 
-    MILLRACE_LITELLM=/opt/millrace/litellm/current/venv pytest tests/app/test_gateway_hooks.py
+    MILLRACE_LITELLM=/opt/millrace/litellm/current/venv pytest tests/app/test_gateway_live.py
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -26,9 +21,8 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from litellm_kit import VENV, running_litellm
 
-ROOT = Path(__file__).parents[2]
-VENV = os.environ.get("MILLRACE_LITELLM", "")
 pytestmark = pytest.mark.skipif(not VENV, reason="MILLRACE_LITELLM names no venv with LiteLLM")
 
 ENGINE_KEY, GATEWAY_KEY = "engine-" + "e" * 32, "sk-" + "g" * 40
@@ -107,54 +101,11 @@ def ports() -> list[int]:
 def gateway(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[Path]:
     """Run LiteLLM with the role's own template, rendered by Ansible; returns its log."""
     home = tmp_path_factory.mktemp("gateway")
-    engines = [
-        {"name": f"engine{n}", "port": port, "model": {"served_name": MODEL}}
-        for n, port in enumerate(ports[:2])
-    ]
-    known = {
-        "millrace_plan": {"engines": engines, "budget": {"gateway_read_seconds": 30}},
-        "litellm_engine_key": ENGINE_KEY,
-        "litellm_gateway_key": GATEWAY_KEY,
-        "ansible_python_interpreter": sys.executable,
-    }
-    (home / "known.json").write_text(json.dumps(known))
-    template = ROOT / "roles/litellm/templates/etc/millrace/litellm/config.yaml.j2"
-    subprocess.run(
-        [sys.executable, "-m", "ansible", "adhoc", "localhost", "-c", "local",
-         "-m", "ansible.builtin.template", "-a", f"src={template} dest={home}/config.yaml",
-         "-e", f"@{home}/known.json"],
-        check=True, capture_output=True, env={**os.environ, "ANSIBLE_HOME": str(home)},
-    )  # fmt: skip
-    unit = (ROOT / "templates/systemd/millrace-litellm.service.j2").read_text()
-    settings = dict(
-        setting.split("=", 1)
-        for line in re.findall(r"^Environment=([^{\n]+)$", unit, re.M)
-        for setting in line.split()
-    )
-    log = home / "log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [f"{VENV}/bin/litellm", "--config", home / "config.yaml", "--host", "127.0.0.1",
-             "--port", str(ports[2]), "--num_workers", "1"],
-            stdout=out, stderr=out, cwd=home, start_new_session=True,
-            env={
-                "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **settings,
-                "PYTHONPATH": str(ROOT / "app"), "PYTHONDONTWRITEBYTECODE": "1",
-                "LITELLM_WORKER_STARTUP_HOOKS": "gateway.hooks:install",
-            },
-        )  # fmt: skip
-    until = time.monotonic() + 120
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", ports[2]), 1).close()
-            break
-        except OSError:
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.fail(f"LiteLLM did not start:\n{log.read_text()[-3000:]}")
-            time.sleep(0.2)
-    yield log
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    engines = {f"engine{n}": port for n, port in enumerate(ports[:2])}
+    with running_litellm(
+        home, ports[2], engines, model=MODEL, engine_key=ENGINE_KEY, key=GATEWAY_KEY
+    ) as log:
+        yield log
 
 
 def printed(log: Path) -> str:

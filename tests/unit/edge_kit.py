@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,15 +45,19 @@ EDGES: dict[str, dict[str, Any]] = {
     },
     "tunnel": {"millrace_edge": "tunnel", "tls_domains": [NAME]},
     "pageless": {"millrace_edge": "direct", "millrace_page": False},
+    "express": {"millrace_edge": "direct", "nginx_stream_path": "express"},
 }
 """How an owner may have it: settings by name."""
 
 
-def render(home: Path, playbook: Callable[..., Any], plan: dict[str, Any]) -> Path:
+def render(
+    home: Path, playbook: Callable[..., Any], plan: dict[str, Any],
+    edges: Mapping[str, dict[str, Any]] = EDGES, releases: Sequence[str] = ("12", "13"),
+) -> Path:  # fmt: skip
     """Render nginx.conf for every edge on Debian 12 and 13: a file each, `EDGE-RELEASE.conf`."""
     hosts = {}
-    for edge, settings in EDGES.items():
-        for release in ("12", "13"):
+    for edge, settings in edges.items():
+        for release in releases:
             facts = {
                 **_DEBIAN,
                 "distribution_major_version": release,
@@ -121,12 +125,23 @@ def make_certificates(home: Path) -> None:
 
 def localised(text: str, home: Path) -> str:
     """Return a configuration with this machine's paths and ports, and small limits."""
+    text = at_home(text, home)
+    text = re.sub(r"limit_conn at_once \d+", f"limit_conn at_once {STREAMS}", text)
+    text = re.sub(r"zone=requests burst=\d+", f"zone=requests burst={BURST}", text)
+    text = re.sub(r"zone=logins burst=\d+", "zone=logins burst=2", text)
+    text = re.sub(r"rate=\d+r/s", "rate=1r/s", text)
+    return re.sub(r"(client_(?:header|body)_timeout) \d+s", r"\1 2s", text)
+
+
+def at_home(text: str, home: Path) -> str:
+    """Return a configuration with this machine's paths and ports."""
     text = text.replace("/etc/millrace/tls/server.", f"{home}/server.")
     text = text.replace("/etc/millrace/tls/cloudflare-pull-ca.crt", f"{home}/pull-ca.crt")
     text = text.replace("/etc/millrace/cloudflare/nginx-real-ip.conf", f"{home}/real-ip.conf")
     text = text.replace("/var/lib/millrace/acme", f"{home}/acme")
     text = text.replace("/opt/millrace/web/current", f"{home}/page")
     text = text.replace("/run/millrace-backend.sock", f"{home}/backend.sock")
+    text = re.sub(r"/run/millrace-backend-([ab])/ends.sock", rf"{home}/ends-\1.sock", text)
     text = text.replace("pid /run/nginx.pid", f"pid {home}/nginx.pid")
     text = text.replace("include /etc/nginx/modules-enabled/*.conf;", "")
     types = "types { text/html html; text/css css; text/javascript js; }"
@@ -137,13 +152,10 @@ def localised(text: str, home: Path) -> str:
     )
     text = re.sub(r"worker_rlimit_nofile \d+;", "", text)
     text = re.sub(r"worker_connections \d+;", "worker_connections 400;", text)
-    text = re.sub(r"error_log syslog:\S+", f"error_log {home}/error.log", text)
-    text = re.sub(r"access_log syslog:\S+", f"access_log {home}/access.log", text)
-    text = re.sub(r"limit_conn at_once \d+", f"limit_conn at_once {STREAMS}", text)
-    text = re.sub(r"zone=requests burst=\d+", f"zone=requests burst={BURST}", text)
-    text = re.sub(r"zone=logins burst=\d+", "zone=logins burst=2", text)
-    text = re.sub(r"rate=\d+r/s", "rate=1r/s", text)
-    text = re.sub(r"(client_(?:header|body)_timeout) \d+s", r"\1 2s", text)
+    text = re.sub(r"error_log syslog:server=unix:/dev/log\S*", f"error_log {home}/error.log", text)
+    text = re.sub(
+        r"access_log syslog:server=unix:/dev/log\S*", f"access_log {home}/access.log", text
+    )
     ports = {"80": PLAIN, "443": TLS, "8443": TUNNEL}
     text = re.sub(r"(listen (?:\[::1?\]:|127\.0\.0\.1:)?)(80|443|8443)\b",
                   lambda m: f"{m[1]}{ports[m[2]]}", text)  # fmt: skip
