@@ -69,13 +69,18 @@ class Permit:
         else:
             self._placed = True
 
-    async def close(self, usage: Usage | None) -> None:
-        """Settle what was used and give back what was held. May be called twice; never raises."""
+    async def close(self, usage: Usage | None, *, is_known: bool = True) -> None:
+        """Settle what was used and give back what was held. May be called twice; never raises.
+
+        Where it is not known what was used, what had been reserved counts.
+        """
         if self._closed:
             return
         self._closed = True
         if self._placed:
             self._admission.house.leave()
+        if not is_known:
+            self._reservation = None
         # Not in our own task: who is cancelled now would leave with what belongs to others.
         giving_back = asyncio.create_task(self._give_back(usage))
         self._admission.closing.add(giving_back)

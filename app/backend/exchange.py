@@ -180,8 +180,15 @@ class Exchanges:
             if not self.open_requests:
                 self._none_open.set()
             exchange_of(scope)  # Takes the route over, where nothing asked before.
-            if not exchange.handed_off:
+            if exchange.handed_off:
+                # An hour's stream shall not keep a connection's remains for as long.
+                exchange.server_send = _nowhere
+            else:
                 conclude(exchange, self._metrics)
+
+
+async def _nowhere(_: Message) -> None:
+    """Send nothing: its connection has ended."""
 
 
 def conclude(exchange: Exchange, metrics: Metrics) -> None:

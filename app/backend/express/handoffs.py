@@ -133,6 +133,8 @@ class Handoffs:
         self._listener: EndsListener | None = None
         self._away: dict[str, HandedOff] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        # Engines without our layer in them (handed_off.py): who would count?
+        self._mute: set[str] = set()
 
     @property
     def count(self) -> int:
@@ -186,6 +188,7 @@ class Handoffs:
         if (
             engine is None
             or engine.name not in offer.engines
+            or engine.name in self._mute
             or not _ENGINE_NAME.fullmatch(engine.name)
         ):
             return None
@@ -280,14 +283,27 @@ class Handoffs:
             if exchange.usage is None and edge.bytes:
                 prompt = handed.prompt_bytes // BYTES_PER_TOKEN
                 exchange.usage = Usage(prompt, edge.bytes // _BYTES_PER_EVENT)
+            if engine is None and handed.began is None and edge.status == 200:
+                self._note_mute(handed.engine_name)
         if edge is not None or engine is not None:
             exchange.ended, exchange.fault = _outcome(edge, engine)
         self._give_back(handed)
         conclude(exchange, self._metrics)
 
+    def _note_mute(self, engine_name: str) -> None:
+        if engine_name not in self._mute:
+            log.error(
+                "engine %s tells nothing of its answers, and they come in line from now on: its "
+                "middleware must have handed_off.HandedOff",
+                engine_name,
+            )
+        self._mute.add(engine_name)
+
     def _give_back(self, handed: HandedOff) -> None:
         # Again at the line's time, when it does nothing.
-        closing = asyncio.create_task(handed.permit.close(handed.exchange.usage))
+        exchange = handed.exchange
+        is_known = exchange.usage is not None or exchange.ended not in {"handed_on", "unheard"}
+        closing = asyncio.create_task(handed.permit.close(exchange.usage, is_known=is_known))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
