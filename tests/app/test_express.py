@@ -90,7 +90,9 @@ def without_count(events: str) -> str:
 
 
 COUNT = {"stream_options": {"include_usage": True}}
-LONG = 'zanzibarine snowglöbes \\ \n " ' * 1500
+# What a header, nginx's variables and JSON could each take for something else.
+ODD = "snowglöbes \\ \n \r\n\r\n \t \" \x7f \u2028 😀 $request_id ${uri} %2e @x; # ' </script> "
+LONG = ODD * 500
 ANSWERS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain words": (CHAT, ask("Hello")),
     "many": (CHAT, ask({"tokens": 400})),

@@ -106,8 +106,8 @@ END = {
     "done": True, "pieces": 7, "bytes": 700, "first_token": 0.1, "usage": [11, 6],
 }  # fmt: skip
 EDGE = (
-    b'<190>Nov 26 10:00:00 express: {"from":"edge","id":"%s","status":"200","whole":"OK","bytes":"900"}'
-    % ID.encode()
+    b"<190>Nov 26 10:00:00 express: "
+    b'{"from":"edge","id":"%s","status":"200","whole":"OK","bytes":"900"}' % ID.encode()
 )
 CUT = EDGE.replace(b'"OK"', b'""')
 
