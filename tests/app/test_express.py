@@ -263,7 +263,7 @@ def test_who_leaves_frees_the_slot_and_the_engine(chain: Chain) -> None:
 
 def test_nobody_forges_what_hops_tell_each_other(chain: Chain) -> None:
     forged = {
-        "X-Millrace-Express": "offer main", "X-Accel-Redirect": "@engine_main",
+        "X-Millrace-Express": "offer main engine2", "X-Accel-Redirect": "@engine_main",
         "X-Millrace-Ends": "b", "X-Millrace-Hide-Usage": "1", "X-Millrace-Body": "{}",
         "X-Millrace-Key": "x", "X-Millrace-Instance": "b", "X-Request-Id": "mine-mine-mine",
     }  # fmt: skip

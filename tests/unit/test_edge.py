@@ -128,7 +128,7 @@ def test_browsers_are_told_to_insist_only_where_they_trust(
         assert ("Strict-Transport-Security" in block) == (name not in SELF_SIGNED)
 
 
-SELF_SIGNED = ("direct", "named", "pageless")
+SELF_SIGNED = ("direct", "named", "pageless", "express")
 
 
 def test_the_list_is_the_backends_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
