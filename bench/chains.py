@@ -111,6 +111,12 @@ def inline_tls(setting: Setting) -> Chain:
     return _millrace(setting, "inline-tls", "Millrace, in-line, over TLS", tls=True)
 
 
+def express(setting: Setting) -> Chain:
+    """Return Millrace on the express lane: nginx streams from the engine (docs/express.md)."""
+    return _millrace(setting, "express", "Millrace, express", settings={
+        "nginx_stream_path": "express"})  # fmt: skip
+
+
 def backend(setting: Setting) -> Chain:
     """Return Millrace without the gateway: nginx and the backend."""
     return _millrace(setting, "backend", "Millrace without LiteLLM", gateway=False)
@@ -169,6 +175,7 @@ CHAINS: dict[str, Callable[[Setting], Chain]] = {
     "nginx": bare_nginx,
     "inline": inline,
     "inline-tls": inline_tls,
+    "express": express,
     "backend": backend,
     "tutorial": tutorial,
     "litellm": litellm,

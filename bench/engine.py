@@ -11,6 +11,10 @@ ends a stream that repeats itself), and who reads it sees what is missing.
 `POST /bench/pace` sets the pace of streams that begin from then on, and forgets the lateness seen
 so far; `GET /bench/state` tells how late the wheel was.
 
+On the express lane (docs/express.md) it does as vLLM does with our layer in it: it tells the
+backend of begin and end, and leaves the usage out where nginx says so. What that layer costs in
+vLLM is in no figure.
+
 When the reader of a stream does not keep up, its tokens wait, where vLLM would merge them: so that
 an answer always has as many events as tokens.
 """
@@ -19,7 +23,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import socket
 import sys
 import time
 from typing import Any, cast
@@ -101,19 +107,47 @@ class Events:
         return chunked({**self._chunk(), "choices": [choice], **more})
 
 
+class Ends:
+    """Tells a backend of answers that pass it by, as gateway.handed_off does in vLLM.
+
+    `where` is its socket's path, with {} for the instance.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def tell(self, headers: dict[bytes, bytes], what: str, **more: Any) -> None:
+        """Tell, where the request was handed off."""
+        instance = headers.get(b"x-millrace-ends")
+        if not instance:
+            return
+        told = {"from": "engine", "what": what, "id": headers[b"x-request-id"].decode(), **more}
+        # Nobody's answer depends on it.
+        with contextlib.suppress(OSError):
+            self._socket.sendto(json.dumps(told).encode(), self._where.format(instance.decode()))
+
+
 class Stream:
     """One answer under way: which token is next, and when."""
 
-    __slots__ = ("counted", "due", "end", "events", "link", "next", "period", "tokens")
+    __slots__ = (
+        "counted", "due", "end", "events", "headers", "link", "next", "period", "tokens"
+    )  # fmt: skip
 
-    def __init__(self, link: Link, events: Events, tokens: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self, link: Link, events: Events, tokens: int, options: dict[str, Any],
+        headers: dict[bytes, bytes],
+    ) -> None:  # fmt: skip
         self.link = link
+        self.headers = headers
         self.tokens = tokens
         self.next = 1
         self.counted = bool(options.get("continuous_usage_stats"))
         self.events = events.tokens(tokens, counted=self.counted)
         self.end = events.last(tokens, counted=self.counted)
-        if options.get("include_usage"):
+        if options.get("include_usage") and b"x-millrace-hide-usage" not in headers:
             self.end += events.usage(tokens)
         self.end += END
         self.period = self.due = 0.0
@@ -126,16 +160,26 @@ class Stream:
         if self.next == self.tokens:
             link.transport.write(self.end)
             link.stream = None
+            self.tell_end(whole=True)
             return False
         link.transport.write(self.events[self.next - 1])
         self.next += 1
         return True
 
+    def tell_end(self, *, whole: bool) -> None:
+        """Tell the backend how it ended, where the answer passed it by."""
+        counted = [PROMPT_TOKENS, self.tokens] if whole else None
+        self.link.engine.ends.tell(
+            self.headers, "end", status=200, whole=whole, left=not whole, done=whole,
+            pieces=self.next, bytes=0, first_token=None, usage=counted,
+        )  # fmt: skip
+
 
 class Engine:
     """Gives every open stream its tokens at its pace."""
 
-    def __init__(self) -> None:
+    def __init__(self, ends: Ends) -> None:
+        self.ends = ends
         self.rate, self.first_seconds, self.aligned = 50.0, 0.01, False
         self.open = self.begun = 0
         self.lags: list[float] = []
@@ -229,6 +273,7 @@ class Link(asyncio.Protocol):
         self.stream: Stream | None = None
         self._parser: Any = httptools.HttpRequestParser(self)
         self._path, self._body = b"", bytearray()
+        self._headers: dict[bytes, bytes] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
@@ -238,6 +283,7 @@ class Link(asyncio.Protocol):
         """Note that the reader left."""
         self.closed = True
         if self.stream is not None:
+            self.stream.tell_end(whole=False)
             self.stream = None
             self.engine.open -= 1
 
@@ -260,6 +306,10 @@ class Link(asyncio.Protocol):
         """Note what is asked for."""
         self._path += url
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header."""
+        self._headers[name.lower()] = value
+
     def on_body(self, body: bytes) -> None:
         """Collect the body."""
         self._body += body
@@ -267,17 +317,18 @@ class Link(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Answer."""
         path, body = self._path.partition(b"?")[0], bytes(self._body)
-        self._path, self._body = b"", bytearray()
+        headers = self._headers
+        self._path, self._body, self._headers = b"", bytearray(), {}
         try:
             given = json.loads(body or b"{}")
-            self._answer(path, given)
+            self._answer(path, given, headers)
         except (ValueError, KeyError, TypeError) as error:
             self._json({"error": {"message": f"not understood: {error}", "code": 400}}, 400)
 
-    def _answer(self, path: bytes, given: dict[str, Any]) -> None:
+    def _answer(self, path: bytes, given: dict[str, Any], headers: dict[bytes, bytes]) -> None:
         engine = self.engine
         if path == b"/v1/chat/completions":
-            self._complete(given)
+            self._complete(given, headers)
         elif path == b"/bench/state":
             self._json(engine.state())
         elif path == b"/bench/pace":
@@ -291,7 +342,7 @@ class Link(asyncio.Protocol):
         else:
             self._json({"error": {"message": "there is nothing here", "code": 404}}, 404)
 
-    def _complete(self, given: dict[str, Any]) -> None:
+    def _complete(self, given: dict[str, Any], headers: dict[bytes, bytes]) -> None:
         wanted = given.get("max_completion_tokens") or given.get("max_tokens") or 16
         tokens, model = int(wanted), str(given["model"])
         if not given.get("stream"):
@@ -301,7 +352,8 @@ class Link(asyncio.Protocol):
             self._json({**kind, "choices": [choice], "usage": usage(tokens)})
             return
         events, options = self.engine.events(model), given.get("stream_options") or {}
-        self.stream = Stream(self, events, tokens, options)
+        self.engine.ends.tell(headers, "begin")
+        self.stream = Stream(self, events, tokens, options, headers)
         self.transport.write(HEAD + events.role(counted=self.stream.counted))
         self.engine.begin(self.stream)
 
@@ -311,9 +363,9 @@ class Link(asyncio.Protocol):
         self.transport.write(head % (status, len(data)) + data)
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, ends: Ends) -> None:
     """Serve for ever."""
-    engine = Engine()
+    engine = Engine(ends)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Link(engine), "127.0.0.1", port, backlog=2048)
     async with server:
@@ -324,7 +376,9 @@ def main() -> int:
     """Run the stand-in."""
     parser = argparse.ArgumentParser(prog="python -m bench.engine")
     parser.add_argument("--port", type=int, required=True)
-    uvloop.run(serve(parser.parse_args().port))
+    parser.add_argument("--ends", default="", help="the backend's ends.sock, {} for its instance")
+    options = parser.parse_args()
+    uvloop.run(serve(options.port, Ends(options.ends)))
     return 0
 
 

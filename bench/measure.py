@@ -145,7 +145,8 @@ class Live:
 def stand_in(home: Path) -> Iterator[Engine]:
     """Run the engine's stand-in."""
     port = free_port()
-    command = (sys.executable, "-m", "bench.engine", "--port", str(port))
+    ends = f"{home}/express/run/millrace-backend-{{}}/ends.sock"
+    command = (sys.executable, "-m", "bench.engine", "--port", str(port), "--ends", ends)
     hop = Hop("engine", command, port, health="/health", environment={"PYTHONPATH": str(ROOT)})
     with running(hop, home) as pid:
         first_in_line(pid)

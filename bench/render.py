@@ -118,11 +118,14 @@ def render(
         **(settings or {}),
     }
     _run_ansible(home, given)
+    rendered = Rendered(home, plan, keys["client"])
+    settings_file = home / "etc/backend/settings.json"
+    settings_file.write_text(rendered.placed(settings_file.read_text()))
     for name in ("backend", "litellm"):
         (home / f"credentials/{name}").mkdir(parents=True)
     (home / "credentials/backend/gateway_key").write_text(f"sk-{keys['gateway']}\n")
     (home / "credentials/backend/session_secret").write_text(keys["session"] + "\n")
-    return Rendered(home, plan, keys["client"])
+    return rendered
 
 
 def place_nginx(rendered: Rendered, *, tls: bool) -> Path:
@@ -139,7 +142,8 @@ def place_nginx(rendered: Rendered, *, tls: bool) -> Path:
         text = re.sub(r"^ *http2 on;\n", "", text, flags=re.M)
     # The log goes where a file can be written; a line for each request, as on a server.
     text = re.sub(r"(error_log) \S+", rf"\1 {home}/error.log", text)
-    text = re.sub(r"(access_log) \S+", rf"\1 {home}/access.log", text)
+    # Other lines of that kind are no log: they tell the backend how an answer ended.
+    text = re.sub(r"(access_log) syslog:server=unix:/dev/log\S*", rf"\1 {home}/access.log", text)
     text = text.replace("include /etc/nginx/modules-enabled/*.conf;", "")
     text = text.replace("include /etc/nginx/mime.types;", "")
     make_certificate(home)
