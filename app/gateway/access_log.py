@@ -2,8 +2,8 @@
 
 LiteLLM and vLLM can log what they do only together with what people write: prompts, stop words,
 schemas. This ASGI layer logs a request's id, status and times, and never looks into a body. It
-stands on the standard library alone, since it runs inside both: loaded by gateway.hooks, and by
-vLLM's `--middleware access_log.AccessLog` (roles/vllm puts the file there).
+stands on the standard library alone, since it runs inside both: loaded by gateway.hooks, and in
+vLLM by gateway.engine_layers (roles/vllm puts the files there).
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ what its client did not ask for. The engine's own process can, for the price of 
 in each piece. It tells the backend when such a request came and how its answer ended, by a datagram
 each: nobody waits for one, and one that is lost holds nothing up for long (backend.express).
 
-Loaded by vLLM's `--middleware handed_off.HandedOff`; roles/vllm puts this file there and, as a
-package of their own, the two of the backend that it reads. Requests that come any other way pass
+Loaded by engine_layers.py; roles/vllm puts it beside vLLM with the two files of the backend that
+it reads, and so it stands on the standard library alone. Requests that come any other way pass
 through untouched.
 """
 
@@ -18,16 +18,13 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 from backend.tokens import shows_token
 from backend.usage import UsageTap
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+from gateway.access_log import App, Message, Receive, Send
 
 ENDS_VARIABLE = "MILLRACE_ENDS"
 """Where the datagrams go, with {} for the backend's instance; for tests."""

@@ -254,8 +254,8 @@ def _engine(
         "disable-uvicorn-access-log": True,
         "disable-fastapi-docs": True,
         # Its own access log knows no request ids, and its request log writes what people sent.
-        # The other one is for answers that pass the backend by, and costs the rest nothing.
-        "middleware": ["access_log.AccessLog", "handed_off.HandedOff"],
+        # And what tells of answers that pass the backend by.
+        "middleware": ["gateway.engine_layers.EngineLayers"],
     }
     environment: dict[str, str] = {
         "PYTHONPATH": ENGINE_DIR,

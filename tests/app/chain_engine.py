@@ -18,8 +18,7 @@ import sys
 from typing import Any
 
 import uvicorn
-from gateway.access_log import AccessLog
-from gateway.handed_off import HandedOff
+from gateway.engine_layers import EngineLayers
 
 KEY = "engine-" + "e" * 32
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -147,6 +146,6 @@ async def whole(send: Any, status: int, body: Any) -> None:
 
 if __name__ == "__main__":
     uvicorn.run(
-        HandedOff(AccessLog(engine)), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning",
+        EngineLayers(engine), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning",
         timeout_graceful_shutdown=5,
     )  # fmt: skip

@@ -294,7 +294,7 @@ class Handoffs:
         if engine_name not in self._mute:
             log.error(
                 "engine %s tells nothing of its answers, and they come in line from now on: its "
-                "middleware must have handed_off.HandedOff",
+                "middleware must have gateway.engine_layers.EngineLayers",
                 engine_name,
             )
         self._mute.add(engine_name)
