@@ -2,8 +2,9 @@
 
 An answer that nginx fetches from the engine passes nobody who could count its tokens or take out
 what its client did not ask for. The engine's own process can, for the price of a look for one word
-in each piece. It tells the backend when such a request came and how its answer ended, by a datagram
-each: nobody waits for one, and one that is lost holds nothing up for long (backend.express).
+in each piece; and where a generation ends too early it says so, as the backend does in line. It
+tells the backend when such a request came and how its answer ended, by a datagram each: nobody
+waits for one, and one that is lost holds nothing up for long (backend.express).
 
 Loaded by engine_layers.py; roles/vllm puts it beside vLLM with the two files of the backend that
 it reads, and so it stands on the standard library alone. Requests that come any other way pass
@@ -13,6 +14,7 @@ through untouched.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -31,6 +33,12 @@ ENDS_VARIABLE = "MILLRACE_ENDS"
 ENDS = "/run/millrace-backend-{}/ends.sock"
 _INSTANCE = re.compile(rb"[a-z0-9]{1,16}")
 _COMMENT = ord(":")
+_DONE = b"data: [DONE]\n\n"
+# The backend's words for it, see relay.py.
+_BROKEN = (
+    b'data: {"error":{"message":"The model server ended the answer before it was complete.",'
+    b'"type":"server_error","param":null,"code":"upstream_error"}}\n\n' + _DONE
+)
 _TRIES, _RETRY_SECONDS = 50, 0.1
 
 
@@ -67,6 +75,9 @@ class HandedOff:
 
         try:
             await self.app(scope, heard, answer.send)
+        except (Exception, asyncio.CancelledError):
+            await answer.break_off()
+            raise
         finally:
             self._tell(instance, {**told, "from": "engine", "what": "end", **answer.report()})
 
@@ -87,8 +98,8 @@ class _Answer:
     """One answer as it passes: every step here is taken for every token."""
 
     __slots__ = (
-        "_bytes", "_done", "_first_token", "_pieces", "_send", "_started", "_status", "_tap",
-        "left", "whole",
+        "_between", "_bytes", "_done", "_first_token", "_is_stream", "_pieces", "_send",
+        "_started", "_status", "_tap", "left", "whole",
     )  # fmt: skip
 
     def __init__(self, send: Send, *, hides_usage: bool) -> None:
@@ -97,7 +108,9 @@ class _Answer:
         self._started = time.monotonic()
         self._first_token: float | None = None
         self._status = self._pieces = self._bytes = 0
-        self._done = False
+        self._is_stream = self._done = False
+        # What was sent so far ends between two events.
+        self._between = True
         self.left = self.whole = False
 
     async def send(self, message: Message) -> None:
@@ -105,6 +118,8 @@ class _Answer:
         if message["type"] != "http.response.body":
             if message["type"] == "http.response.start":
                 self._status = message["status"]
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                self._is_stream = kind.startswith(b"text/event-stream")
             await self._send(message)
             return
         more = message.get("more_body", False)
@@ -116,24 +131,38 @@ class _Answer:
                 if not body and more:
                     return
                 message = {**message, "body": body}
+        if body:
+            self._note(body)
+        if not more and self._is_stream and not self._done:
+            message = {**message, "body": body + self._last_words()}
         try:
             await self._send(message)
         except OSError:
             self.left = True
             raise
-        if body:
-            self._note(body)
         if not more:
             self.whole = True
 
+    async def break_off(self) -> None:
+        """Tell the reader that no more will come, where the generation failed."""
+        if self._is_stream and not (self.whole or self.left):
+            with contextlib.suppress(Exception):
+                await self._send({"type": "http.response.body", "body": self._last_words()})
+
+    def _last_words(self) -> bytes:
+        words = _BROKEN if self._between else b"\n\n" + _BROKEN
+        self._bytes += len(words)
+        return words
+
     def _note(self, body: bytes) -> None:
         self._bytes += len(body)
+        self._between = body.endswith(b"\n\n")
         if body[0] == _COMMENT:
             return
         self._pieces += 1
         if self._first_token is None and shows_token(body):
             self._first_token = time.monotonic() - self._started
-        self._done = body.endswith(b"data: [DONE]\n\n")
+        self._done = body.endswith(_DONE)
 
     def report(self) -> dict[str, Any]:
         """Return what became of it."""

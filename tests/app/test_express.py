@@ -18,6 +18,8 @@ import chain_kit
 import edge_kit
 import httpx
 import pytest
+from backend.errors import DONE_EVENT
+from backend.upstream import gateway_error
 from backend_client import KEY
 from chain_kit import ENGINES, MODEL, Chain, until
 from conftest import key_entry
@@ -132,6 +134,19 @@ def test_a_streamed_answer_is_the_engines_own(chain: Chain, name: str) -> None:
         assert (line["prompt_tokens"], line["completion_tokens"]) == (7, tokens)
     assert (line["status"], line["ended"]) == (200, "complete")
     assert line["first_token_seconds"] > 0
+
+
+def test_an_answer_that_ends_too_early_says_so(chain: Chain) -> None:
+    with chain.client() as client:
+        got = client.post(CHAT, json=ask({"no_done": True}))
+    request_id = got.headers["x-request-id"]
+    own = without_count(engines_own(chain, chain.asked(request_id)[0]["body"]))
+    error = gateway_error(
+        502, "The model server ended the answer before it was complete.", fault="incomplete"
+    )
+    assert got.text == own + (error.event() + DONE_EVENT).decode()
+    line = streams_through(chain, request_id)
+    assert (line["ended"], line["fault"]) == ("upstream_error", "incomplete")
 
 
 def test_its_headers_are_the_backends(chain: Chain) -> None:

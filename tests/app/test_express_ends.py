@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -21,6 +22,7 @@ from backend.express import handoffs as module
 from backend.express.ends import EdgeEnd, EngineBegan, EngineEnd, read_end
 from backend.express.handoffs import MOST_BODY_BYTES, Handoffs, Offer
 from backend.metrics import Metrics
+from backend.upstream import gateway_error
 from backend.usage import Usage
 from backend_upstream import eventually
 from gateway.handed_off import HandedOff
@@ -263,14 +265,19 @@ class Engine:
         self.wire.setblocking(False)
         self.sent: list[bytes] = []
 
-    async def run(self, *pieces: bytes, leaves: bool = False, **headers: str) -> None:
+    async def run(
+        self, *pieces: bytes, leaves: bool = False, fails: bool = False, **headers: str
+    ) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:
             if leaves:
                 assert (await receive())["type"] == "http.disconnect"
                 return
-            await send({"type": "http.response.start", "status": 200, "headers": []})
+            kind = [(b"content-type", b"text/event-stream; charset=utf-8")]
+            await send({"type": "http.response.start", "status": 200, "headers": kind})
             for piece in pieces:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if fails:
+                raise RuntimeError("the engine's core is gone")
             await send({"type": "http.response.body", "body": b""})
 
         async def receive() -> Any:
@@ -321,6 +328,25 @@ async def test_it_tells_who_left(engine: Engine) -> None:
     await engine.run(leaves=True, **MARK)
     end = engine.told()[1]
     assert (end["left"], end["whole"], end["usage"]) == (True, False, None)
+
+
+BROKEN = gateway_error(
+    502, "The model server ended the answer before it was complete.", fault="incomplete"
+)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("half", [b"", b'data: {"choices"'])
+async def test_a_generation_that_ends_too_early_is_told_to_its_reader(
+    engine: Engine, half: bytes, fails: bool
+) -> None:
+    with contextlib.suppress(RuntimeError):
+        await engine.run(TOKEN, *([half] if half else []), fails=fails, **MARK)
+    close = b"\n\n" if half else b""
+    assert b"".join(engine.sent) == TOKEN + half + close + BROKEN.event() + DONE
+    end = engine.told()[1]
+    assert (end["whole"], end["done"]) == (not fails, False)
+    assert end["bytes"] == sum(map(len, engine.sent))
 
 
 async def test_others_pass_untouched(engine: Engine) -> None:
