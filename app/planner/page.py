@@ -38,6 +38,7 @@ def _lines(plan: Plan, columns: int) -> Iterator[str]:
         yield ""
         yield from _workers(plan["workers"])
     yield from _list("Why", plan["reasons"], columns)
+    yield from _list("Mind", plan["warnings"], columns)
     yield from _list("This cannot be", plan["refusals"], columns)
 
 
@@ -116,6 +117,8 @@ def _workers(workers: Mapping[str, Any]) -> Iterator[str]:
     yield "Workers"
     yield _row("LiteLLM", workers["gateway"])
     yield _row("backend", workers["backend"])
+    made, passed = workers["tokens_per_second"], workers["chain_tokens_per_second"]
+    yield _row("tokens a second", f"{made:,} expected; this processor passes on {passed:,}")
     yield _row(
         "streams",
         f"{workers['streams']:,}; nginx takes {workers['nginx_connections']:,} connections",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 from typing import Any
 
-from planner import advice, driver, fleet
+from planner import advice, chain, driver, fleet
 from planner.driver import DriverWish
 from planner.engine import Wish
 from planner.fleet import Placement
@@ -28,13 +27,6 @@ CROWD = 40
 """The pace of all is so many times that of one, about; reached with 64 readers and more."""
 EXPERT_CROWD = 16
 """The same with experts, of which a crowd wakes all: more weights are read for each step."""
-GATEWAY_TOKEN_SECONDS = 0.0004
-"""CPU time of LiteLLM's pass-through for one streamed token, measured (0.29 to 0.40 ms)."""
-BACKEND_WORKERS = 1
-"""Limits and resumable streams live in one process's memory. It relays 8,000 to 14,000 tokens a
-second (69 to 123 µs of CPU time each, measured)."""
-BUSY_SHARE = 0.5
-"""A worker this busy still answers at once."""
 
 
 def decide(
@@ -62,6 +54,7 @@ def decide(
     refusals += drivers.pop("refusals")
     reasons += [f"driver: {text}" for text in drivers.pop("reasons")]
     reasons += [f"left out: {text}" for text in machine.unusable]
+    workers, warnings = _workers(machine, placed)
     engines = [_engine(place) for place in placed]
     memories = [_memory(place) for place in placed]
     return {
@@ -71,8 +64,9 @@ def decide(
         "engines": engines,
         "memory": memories[0] if memories else None,
         "memories": memories,
-        "workers": _workers(machine, placed),
+        "workers": workers,
         "reasons": reasons,
+        "warnings": warnings,
         "refusals": refusals,
     }
 
@@ -176,20 +170,18 @@ def _pace(place: Placement) -> dict[str, float]:
     return {"one": one, "all": one * many}
 
 
-def _workers(machine: Machine, placed: list[Placement]) -> Mapping[str, Any]:
-    """Return how many workers relay the tokens, and how many streams each hop must take."""
+def _workers(machine: Machine, placed: list[Placement]) -> tuple[Mapping[str, Any], list[str]]:
+    """Return how many workers relay the tokens, how many streams each hop must take, and what is
+    to be said of it.
+    """
     tokens = sum(_pace(place)["all"] for place in placed)
-    streams = sum(place.fit.load.max_num_seqs * place.data_parallel_size for place in placed) or 64
-    most = max(1, machine.cores // 4)
-
-    def workers(seconds: float) -> int:
-        return max(1, min(most, ceil(tokens * seconds / BUSY_SHARE)))
-
-    return {
-        "tokens_per_second": round(tokens),
-        "streams": streams,
-        "gateway": workers(GATEWAY_TOKEN_SECONDS),
-        "backend": BACKEND_WORKERS,
-        # Each stream is a connection to the browser and one to the backend, and as many wait.
-        "nginx_connections": max(1024, 4 * streams),
+    planned = chain.plan(placed, machine.cores, tokens)
+    workers = {
+        "tokens_per_second": planned.tokens_per_second,
+        "chain_tokens_per_second": planned.most_tokens_per_second,
+        "streams": planned.streams,
+        "gateway": planned.gateway,
+        "backend": chain.BACKEND_WORKERS,
+        "nginx_connections": planned.connections,
     }
+    return workers, [planned.problem] if planned.problem else []

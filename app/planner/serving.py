@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from planner import budget, driver, machine, models
+from planner.chain import BACKEND_WORKERS
 from planner.dialects import dialect_arguments
 from planner.driver import DriverWish
 from planner.engine import Wish
 from planner.machine import Machine
 from planner.memory import Load, pool_of
 from planner.models import Model
-from planner.plan import BACKEND_WORKERS, decide
+from planner.plan import decide
 from planner.problem import PlanError
 from planner.source import RECITAL, model_source
 
