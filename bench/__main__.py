@@ -225,7 +225,7 @@ def _start(
 def write(folder: Path, document: dict[str, Any], said: str) -> None:
     """Write the results in each form."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / "results.json").write_text(json.dumps(document) + "\n")
     (folder / "results.txt").write_text(said)
     (folder / "results.html").write_text(render_page(document))
 
