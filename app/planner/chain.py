@@ -1,8 +1,8 @@
 """The chain in front of the engines: how many workers, and whether the processor keeps up.
 
 What a token and a request cost is what `./millrace bench` measured on two cores of a server
-processor (bench/results, docs/measurements.md); another processor has other figures, which is what
-the headroom is for.
+processor, 64 streams × 50 tokens/s, while other work went on beside it; another processor has other
+figures, which is what the headroom is for. That an engine keeps cores to itself is an estimate.
 """
 
 from __future__ import annotations
