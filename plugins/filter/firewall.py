@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-ANYWHERE, CLOUDFLARE = "anywhere", "cloudflare"
+ANYWHERE = "anywhere"
+CLOUDFLARE = "cloudflare"
 PROTOCOLS = ("tcp", "udp")
 NAME = re.compile(r"[a-z0-9][a-z0-9 _.-]{0,62}")
 

@@ -90,7 +90,8 @@ done:
 """
 
 POLL_SECONDS = 5.0
-AUTHORITY_FILE, CLIENT_FILE = "origin_pull_authority.pem", "origin_pull_client.pem"
+AUTHORITY_FILE = "origin_pull_authority.pem"
+CLIENT_FILE = "origin_pull_client.pem"
 
 
 class Pulls:

@@ -21,6 +21,7 @@ description:
   - Makes C(path/venv) and installs C(requirements) into it, hashes checked, nothing resolved.
   - Writes C(path/.complete) last. A release without that mark is torn down and built again.
   - While it works, C(path/.progress) holds a line that says how far it is.
+  - Who comes while another one is at it waits for that one.
 options:
   path:
     description: The release's folder.
@@ -114,6 +115,18 @@ def pip(module: AnsibleModule, python: Path, arguments: list[str], install: Inst
         )
 
 
+def byte_compile(python: Path, install: Install) -> None:
+    """Compile what pip unpacked, on every core: pip does it on one, and it is most of its work.
+
+    What does not compile, templates and files for other Pythons, packages ship as well; pip passes
+    over them, too.
+    """
+    install.say(f"byte-compiling {install.total} packages")
+    library = python.parents[1] / "lib"
+    command = [str(python), "-m", "compileall", "-qq", "-j", "0", str(library)]
+    subprocess.run(command, capture_output=True, check=False)
+
+
 def split(locked: str) -> tuple[str, str]:
     """Split a lock file in two: what the default index has, and builds with a local version.
 
@@ -152,6 +165,7 @@ def build(module: AnsibleModule) -> None:
     offline = ["--no-index", "--find-links", wheelhouse] if wheelhouse else []
     pip(module, python, [*offline, "-r", params["bootstrap"]], install)
     install.seen = 0
+    quick = ["--no-compile", "--progress-bar", "raw"]
     main, local = split(locked)
     for name, text in (("main.txt", main), ("local.txt", local)):
         if not text:
@@ -160,7 +174,8 @@ def build(module: AnsibleModule) -> None:
         part.write_text(text)
         extra = params["extra_index_url"] if text is local and not wheelhouse else ""
         index = ["--extra-index-url", extra] if extra else []
-        pip(module, python, ["--progress-bar", "raw", *offline, *index, "-r", str(part)], install)
+        pip(module, python, [*quick, *offline, *index, "-r", str(part)], install)
+    byte_compile(python, install)
     (path / ".progress").unlink(missing_ok=True)
     (path / ".complete").write_text(json.dumps({"packages": install.total}) + "\n")
 

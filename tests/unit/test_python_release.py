@@ -120,11 +120,12 @@ def pack(folder: Path, name: str, version: str, files: dict[str, bytes]) -> str:
 
 
 def pack_brook(folder: Path) -> str:
-    """Write a wheel with one module that answers its version."""
+    """Write a wheel with one module that answers its version, and a template that is no Python."""
     info = "brook-1.0.dist-info"
     tag = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     return pack(folder, "brook", "1.0", {
         "brook.py": b"ANSWER = '1.0'\n",
+        "brook_template.py": b"{{ answer }}\nis no Python",
         f"{info}/METADATA": b"Metadata-Version: 2.1\nName: brook\nVersion: 1.0\n",
         f"{info}/WHEEL": tag.encode(),
     })  # fmt: skip
@@ -227,6 +228,8 @@ def test_no_hash_or_a_wrong_one_stops_it_and_the_next_run_builds_it_whole_and_on
     assert told.get("msg") is None
     assert told["changed"] is True
     assert release.answer() == "1.0"
+    # Units may write nothing there: what is not compiled now is compiled at each start.
+    assert [file.name.split(".")[0] for file in release.path.rglob("brook*.pyc")] == ["brook"]
     assert json.loads((release.path / ".complete").read_text()) == {"packages": 1}
     assert not (release.path / ".progress").exists()
     assert not (release.path / "venv/half-built").exists()
