@@ -39,7 +39,9 @@ GRID_STREAMS, GRID_RATES = (1, 16, 64, 256, 512), (20.0, 50.0, 100.0)
 MAIN = Point(64, 50)
 INSTEAD = {"inline": "backend"}
 """What is measured in the place of a chain that cannot be."""
-STANDARD = ("direct", "nginx", "inline", "backend", "tutorial", "litellm", "smg", "vllm-router")
+STANDARD = (
+    "direct", "nginx", "inline", "express", "backend", "tutorial", "litellm", "smg", "vllm-router"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

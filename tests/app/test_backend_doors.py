@@ -272,4 +272,5 @@ async def test_the_log_line_of_a_request(port, upstream, logs):
         "resent": 0,
         "ended": "complete",
         "fault": None,
+        "express": False,
     }
