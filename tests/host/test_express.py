@@ -34,11 +34,17 @@ def go(server: Server, way: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def express(one: Server) -> Iterator[Server]:
-    """The first server, whose streamed answers pass the backend by."""
+def in_line(one: Server) -> dict[str, Reads]:
+    """A short answer by protocol, as the first server gives it in line."""
     reason = one.run("cat /etc/millrace/no-engine 2>/dev/null", check=False).strip()
     if reason:
         pytest.skip(reason)
+    return {protocol: ask(one, chat(max_tokens=8), protocol) for protocol in PROTOCOLS}
+
+
+@pytest.fixture(scope="module")
+def express(one: Server, in_line: dict[str, Reads]) -> Iterator[Server]:
+    """The first server, whose streamed answers pass the backend by."""
     go(one, "express")
     yield one
     go(one, "inline")
@@ -57,9 +63,6 @@ def settled(server: Server, name: str) -> dict[str, object]:
 def test_every_byte_arrives_and_is_counted(express: Server, protocol: str) -> None:
     seen = ask(express, chat(), protocol)
     assert (seen.status, seen.text, seen.ended) == (200, RECITAL, True)
-    assert "no-transform" in seen.headers["cache-control"]
-    assert not [name for name in seen.headers if name.startswith("x-millrace")]
-    assert int(seen.headers["x-ratelimit-remaining-requests"]) >= 0
     name = seen.headers["x-request-id"]
     line = settled(express, name)
     assert (line["express"], line["ended"], line["status"]) == (True, "complete", 200)
@@ -68,6 +71,15 @@ def test_every_byte_arrives_and_is_counted(express: Server, protocol: str) -> No
     assert (engine["ended"], engine["status"]) == ("complete", 200)
     assert len(lines_of(express, "nginx", name)) == 1
     assert lines_of(express, "litellm", name) == [], "LiteLLM chooses, and handles no token"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_its_head_is_the_same(express: Server, in_line: dict[str, Reads], protocol: str) -> None:
+    def fixed(seen: Reads) -> dict[str, str]:
+        own = ("date", "x-request-id")
+        return {name: value for name, value in seen.headers.items() if name not in own}
+
+    assert fixed(ask(express, chat(max_tokens=8), protocol)) == fixed(in_line[protocol])
 
 
 def test_usage_is_counted_where_the_client_asked_for_none(express: Server) -> None:
