@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from streamcheck import features, generation
 from streamcheck.asker import Asker
+from streamcheck.emission import AT_ONCE_SHARE
 from streamcheck.judge import TIMING_KINDS, findings_of, plainest
 from streamcheck.kinds import PORTIONS
 from streamcheck.model import Finding, Hop, Observation
@@ -115,17 +116,17 @@ class Doubts:
         rest = [f for f in hop.findings if f is not found]
         streams_otherwise = bool(hop.of("emitter")) and not emitted
         better = [f for f in generation.judge(long, plainest(behind)) if f.kind in PORTIONS]
-        if not better:
+        if _is_held(short, long):
+            found = dataclasses.replace(
+                found, kind="whole_response_held", confidence=max(found.confidence, 0.95),
+                summary=f"{found.summary}; the first token of a longer answer comes later still",
+            )  # fmt: skip
+        elif not better:
             # A longer answer flows: the short one was quick, and nobody held it.
             hop.findings = rest
             return
-        if len([b for b in features.content_bursts(long) if b.events]) > 2:
+        elif len([b for b in features.content_bursts(long) if b.events]) > 2:
             found = dataclasses.replace(better[0], ways=found.ways, source=found.source)
-        elif _grows(short, long):
-            found = dataclasses.replace(
-                found, confidence=max(found.confidence, 0.95),
-                summary=f"{found.summary}; the first token of a longer answer comes later still",
-            )  # fmt: skip
         elif behind is None and features.lasting(long) > max(0.05, 4 * features.lasting(short)):
             # It takes as long as it is: a stream so quick that its reads touch one another.
             hop.findings = rest
@@ -163,7 +164,13 @@ def _is_excused(kind: str, seen: Observation) -> bool:
     return stalled or (kind in LOAD_KINDS and seen.busy_share > BUSY_SHARE)
 
 
-def _grows(short: Observation, long: Observation) -> bool:
-    """Whether the first token waits for the last one."""
+def _is_held(short: Observation, long: Observation) -> bool:
+    """Whether the first token waits for the last one, and the rest is soon written.
+
+    However slowly it is written: on a busy machine LiteLLM takes two milliseconds for an event, and
+    then none comes together with another.
+    """
     first, later = short.first_token_seconds, long.first_token_seconds
-    return bool(first and later and later > 1.5 * first and later - first > 0.05)
+    if not first or not later or later < 1.5 * first or later - first < 0.05:
+        return False
+    return features.lasting(long) < AT_ONCE_SHARE * later

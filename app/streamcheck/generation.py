@@ -81,7 +81,9 @@ def _portions(seen: Observation, behind: Observation | None) -> list[Finding]:
     # A quick engine's answer may be one portion as well, but it takes its time.
     at_once = AT_ONCE_SECONDS * seen.events
     if behind is not None:
-        at_once = AT_ONCE_SHARE * features.lasting(behind)
+        # A longer answer than the one behind took longer to make, by as many events.
+        longer = seen.events / max(behind.events, 1)
+        at_once = AT_ONCE_SHARE * features.lasting(behind) * longer
     if features.came_at_once(seen, at_once):
         # Alone it may be a very quick engine: walk.py asks again for a longer answer.
         if behind is not None and features.lasting(behind) < 2 * features.SEEN_SECONDS:

@@ -162,3 +162,14 @@ def test_alone_a_timer_that_a_short_answer_does_not_show_is_seen_in_a_longer_one
                     n320=every(40, 320, 0.008))  # fmt: skip
     assert hop.findings == []
     assert "several tokens at a time" in hop.doubts[0]
+
+
+@pytest.mark.parametrize("pace", [0.0006, 0.001, 0.0025])
+def test_a_longer_answer_that_was_held_takes_longer_to_write(pace: float) -> None:
+    """As long as the whole short one of the hop behind took to make: it was held all the same."""
+    longer = answered([4.0 + n * pace for n in range(320)])
+    hop, _ = settle(HELD, [HELD], n16=answered([0.3] * 16), n320=longer)
+    assert [f.kind for f in hop.findings] == ["whole_response_held"]
+    late = answered([0.25 + n * 0.0025 for n in range(320)])
+    hop, _ = settle(HELD, [HELD], n16=answered([0.1] * 16), n320=late)
+    assert hop.findings == [], "late once, and then it flows"
