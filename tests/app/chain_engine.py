@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 import uvicorn
+from asgi_kit import live, read_body
 from gateway.engine_layers import EngineLayers
 
 KEY = "engine-" + "e" * 32
@@ -31,11 +32,8 @@ released = asyncio.Event()
 async def engine(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer; ASGI."""
     if scope["type"] != "http":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": f"{kind}.complete"})
-            if kind == "lifespan.shutdown":
-                return
+        await live(receive, send)
+        return
     if scope["path"] == "/told":
         await whole(send, 200, {"asked": asked, "running": sorted(running)})
         return
@@ -43,12 +41,7 @@ async def engine(scope: dict[str, Any], receive: Any, send: Any) -> None:
         released.set()
         await whole(send, 200, {})
         return
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+    body = await read_body(receive)
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
     asked.append({"path": scope["path"], "query": scope["query_string"].decode(),
                   "headers": headers, "body": body.decode()})  # fmt: skip

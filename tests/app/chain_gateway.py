@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import uvicorn
+from asgi_kit import live, read_body
 from chain_engine import KEY as ENGINE_KEY
 from gateway.access_log import AccessLog
 from gateway.engines import EngineDesk
@@ -47,17 +48,9 @@ class Router:
 async def relay(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Pass a request on to an engine that does not rest, and its answer back; ASGI."""
     if scope["type"] != "http":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": f"{kind}.complete"})
-            if kind == "lifespan.shutdown":
-                return
-    body = b""
-    while True:
-        message = await receive()
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
+        await live(receive, send)
+        return
+    body = await read_body(receive)
     work = asyncio.create_task(_pass(scope, body, send))
     gone = asyncio.create_task(receive())
     await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -6,6 +6,8 @@ import asyncio
 import json
 from typing import Any
 
+from asgi_kit import live
+
 asked: list[str] = []
 """Paths, in the order they were asked."""
 
@@ -13,11 +15,8 @@ asked: list[str] = []
 async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     """Answer; ASGI."""
     if scope["type"] != "http":
-        while True:
-            kind = (await receive())["type"]
-            await send({"type": f"{kind}.complete"})
-            if kind == "lifespan.shutdown":
-                return
+        await live(receive, send)
+        return
     path = scope["path"]
     asked.append(path)
     headers = [[name.decode(), text.decode()] for name, text in scope["headers"]]

@@ -78,12 +78,17 @@ def host(server: Server) -> testinfra.host.Host:
     return testinfra.get_host(f"ssh://root@{server.address}", ssh_extra_args=arguments)
 
 
-@pytest.fixture(scope="session")
-def engine(server: Server) -> Server:
-    """A server whose engine runs; skips where none can be had, and says why."""
+def skip_without_engine(server: Server) -> None:
+    """Skip where no engine can be had, and say why."""
     reason = server.run("cat /etc/millrace/no-engine 2>/dev/null", check=False).strip()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def engine(server: Server) -> Server:
+    """A server whose engine runs; skips where none can be had, and says why."""
+    skip_without_engine(server)
     return server
 
 
@@ -101,19 +106,20 @@ def status(server: Server, path: str) -> int:
         return 0
 
 
+def wait_until_ready(server: Server) -> float:
+    """Wait until /readyz says yes from outside; return the seconds it took."""
+    began = time.monotonic()
+    while time.monotonic() - began < READY_SECONDS:
+        if status(server, "/readyz") == 200:
+            return time.monotonic() - began
+        time.sleep(1)
+    raise AssertionError(f"not ready after {READY_SECONDS} s")
+
+
 @pytest.fixture
 def until_ready(engine: Server) -> Callable[[], float]:
     """Wait until /readyz says yes from outside; returns the seconds it took."""
-
-    def wait() -> float:
-        began = time.monotonic()
-        while time.monotonic() - began < READY_SECONDS:
-            if status(engine, "/readyz") == 200:
-                return time.monotonic() - began
-            time.sleep(1)
-        raise AssertionError(f"not ready after {READY_SECONDS} s")
-
-    return wait
+    return lambda: wait_until_ready(engine)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 import cards
 import pytest
 from cards import Played
-from conftest import READY_SECONDS
+from conftest import READY_SECONDS, skip_without_engine
 from servers import Server, figure
 from test_again import changes
 from test_api import ask, chat, streams
@@ -32,9 +32,7 @@ GUARD = "millrace-guard@main.service"
 def played() -> Played:
     """A server that serves without a card, and can be given some."""
     found = cards.install("cards")
-    reason = found.server.run("cat /etc/millrace/no-engine 2>/dev/null", check=False).strip()
-    if reason:
-        pytest.skip(reason)
+    skip_without_engine(found.server)
     return found
 
 

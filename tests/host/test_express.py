@@ -11,10 +11,10 @@ import json
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from conftest import UNITS
+from conftest import UNITS, skip_without_engine, wait_until_ready
 from servers import RECITAL, Server, playbook
 from test_api import PROTOCOLS, ask, chat, get
 from test_logs import lines_of, request_line
@@ -36,9 +36,7 @@ def go(server: Server, way: str) -> str:
 @pytest.fixture(scope="module")
 def in_line(one: Server) -> dict[str, Reads]:
     """A short answer by protocol, as the first server gives it in line."""
-    reason = one.run("cat /etc/millrace/no-engine 2>/dev/null", check=False).strip()
-    if reason:
-        pytest.skip(reason)
+    skip_without_engine(one)
     return {protocol: ask(one, chat(max_tokens=8), protocol) for protocol in PROTOCOLS}
 
 
@@ -157,32 +155,16 @@ def test_a_hand_over_cuts_nobody(express: Server) -> None:
     assert (line["express"], line["ended"]) == (True, "complete")
 
 
-def test_an_engine_that_restarts_is_waited_for_in_line(
-    express: Server, until_ready_again: Callable[[], None]
-) -> None:
+def test_an_engine_that_restarts_is_waited_for_in_line(express: Server) -> None:
     express.run(f"systemctl restart --no-block '{UNITS['engine']}'")
     time.sleep(1)
     seen = ask(express, chat())
     assert (seen.status, seen.text, seen.ended) == (200, RECITAL, True)
     assert b": heartbeat" in seen.body
     assert settled(express, seen.headers["x-request-id"])["express"] is False
-    until_ready_again()
+    wait_until_ready(express)
     again = ask(express, chat())
     assert settled(express, again.headers["x-request-id"])["express"] is True
-
-
-@pytest.fixture
-def until_ready_again(express: Server) -> Callable[[], None]:
-    """Wait until the backend says that it is ready."""
-
-    def wait() -> None:
-        for _ in range(240):
-            if get(express, "/readyz")[0] == 200:
-                return
-            time.sleep(1)
-        raise AssertionError("not ready after 240 s")
-
-    return wait
 
 
 def test_the_way_there_and_back_cuts_nobody_and_is_idempotent(express: Server) -> None:
