@@ -364,6 +364,7 @@ def main() -> int:
     if unknown := set(stages) - set(KNOWN):
         parser.error(f"there is no stage {', '.join(sorted(unknown))}: {', '.join(KNOWN)}")
     os.environ.setdefault("ANSIBLE_FORCE_COLOR", "0")
+    os.environ.setdefault("ANSIBLE_DEPRECATION_WARNINGS", "1")
     shutil.rmtree(REPORTS, ignore_errors=True)
     REPORTS.mkdir()
     tally = Tally()

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from streamcheck import chain as chains
-from streamcheck import deep, engine, keep, remote, report, text
+from streamcheck import deep, engine, keep, proved, remote, report, text
 from streamcheck.asker import TOKENS, Asker
 from streamcheck.chain import Chain
 from streamcheck.model import CheckError
@@ -78,7 +78,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("--chain", "--service", "--inner", "--keep"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--progress", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--watch-engine", type=float, help=argparse.SUPPRESS)
+    for name in ("--watch-engine", "--unless-proved"):
+        parser.add_argument(name, type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.deep = [name for name in args.deep.split(",") if name]
     if unknown := set(args.deep) - set(deep.CHECKS):
@@ -195,6 +196,19 @@ def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _unless_proved(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
+    """Return the report of what was proved, where nothing changed; else walk. Raises CheckError."""
+    proof = chains.proof(args.chain)
+    before = proved.state(proof.units, proof.paths)
+    if known := proved.remembered(proof.file, before, args.unless_proved, args.silence):
+        return known
+    told = _check(args, progress)
+    # What changed meanwhile was not proved.
+    if told["verdict"] == "streams" and proved.state(proof.units, proof.paths) == before:
+        proved.remember(proof.file, before, args.silence, told)
+    return told
+
+
 def _deep(chain: Chain, more: deep.Deep) -> list[dict[str, Any]]:
     if chain.metrics:
         return more.run(engine.local(chain.metrics))
@@ -241,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
             assert metrics is not None
             engine.print_counts(engine.local(metrics), args.watch_engine)
             return 0
-        told = _check(args, progress)
+        walk = _check if args.unless_proved is None else _unless_proved
+        told = walk(args, progress)
     except CheckError as error:
         told = report.could_not(str(error), started, time.monotonic() - began)
     except KeyboardInterrupt:

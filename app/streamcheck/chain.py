@@ -141,6 +141,26 @@ def from_file(path: Path) -> Chain:
         raise CheckError(f"{path} has no {error}: run ./millrace site again") from None
 
 
+@dataclass(frozen=True)
+class Proof:
+    """Where a proof is kept, and what it holds for: units of systemd, files and folders."""
+
+    file: Path
+    units: list[str]
+    paths: list[str]
+
+
+def proof(path: Path | None) -> Proof:
+    """Return what the file of a server's chain says of its proof. Raises CheckError."""
+    if path is None:
+        raise CheckError("--unless-proved is for a server's own chain")
+    try:
+        told = _read(path)["proof"]
+        return Proof(Path(told["file"]), list(told["units"]), list(told["paths"]))
+    except KeyError as error:
+        raise CheckError(f"{path} has no {error}: run ./millrace site again") from None
+
+
 def _url(hop: Mapping[str, Any]) -> str:
     """Return the hop's URL: its own, or the one that the hop in front of it really uses."""
     if "upstream_of" not in hop:

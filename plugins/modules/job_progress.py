@@ -16,10 +16,14 @@ description:
   - Like C(async_status), with a C(progress) line that the C(millrace) callback shows.
   - Read-only. When the job has ended, its own result is returned, its failure included.
 options:
-  results_file:
-    description: Where the job's result will be, as the task that started it returned it.
-    type: path
+  job:
+    description: The job's identifier, C(ansible_job_id) of the task that started it.
+    type: str
     required: true
+  folder:
+    description: Where Ansible keeps what becomes of its jobs.
+    type: path
+    default: ~/.ansible_async
   file:
     description: File whose last line says how far the job is.
     type: path
@@ -35,13 +39,16 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "results_file": {"type": "path", "required": True},
+            "job": {"type": "str", "required": True},
+            "folder": {"type": "path", "default": "~/.ansible_async"},
             "file": {"type": "path", "required": True},
         },
         supports_check_mode=True,
     )
+    # Not as the first task names it: Mitogen does not.
+    results = Path(module.params["folder"], module.params["job"])
     try:
-        job = json.loads(Path(module.params["results_file"]).read_text())
+        job = json.loads(results.read_text())
     except FileNotFoundError:
         module.fail_json(msg="the job's results file is gone; run the playbook again")
     except ValueError:
@@ -54,7 +61,7 @@ def main() -> None:
         lines = []
     if not finished:
         module.exit_json(changed=False, finished=False, progress=lines[-1] if lines else "")
-    Path(module.params["results_file"]).unlink(missing_ok=True)
+    results.unlink(missing_ok=True)
     if job.get("failed"):
         # A job that is a command says why in its file; a module says it in its result.
         own = str(job.get("msg", "the job failed without a word"))

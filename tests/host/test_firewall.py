@@ -148,6 +148,33 @@ def test_what_shuts_us_out_is_taken_back_by_the_server(server: Server) -> None:
 
 
 @pytest.mark.breaks
+def test_a_run_that_shuts_itself_out_confirms_by_no_connection_of_before() -> None:
+    """A change of sshd is confirmed first, by a connection that lives on and is asked for alike."""
+    server = servers()[min(servers())]
+    before = listed(server)
+    settings = {
+        "ssh_more_key_exchanges": ["curve25519-sha256"],
+        "__firewall_text": SHUT, "firewall_trial_seconds": 10,
+    }  # fmt: skip
+    both = ("playbooks/host.yml", "--tags", "ssh,firewall", "--limit", server.name)
+    try:
+        done = playbook(*both, "-e", json.dumps(settings))
+        assert done.returncode != 0
+        # Who comes first: ssh that gives up, or the server that took it back and lets ssh in again.
+        words = (
+            "With the new firewall this machine cannot come in",
+            "nobody could come back within",
+        )
+        assert any(said in " ".join(done.stdout.split()) for said in words), done.stdout
+        comes_in_again(server, within=30)
+        assert listed(server) == before
+    finally:
+        comes_in_again(server, within=30)
+        again = playbook(*both)
+        assert again.returncode == 0, again.stdout
+
+
+@pytest.mark.breaks
 def test_a_run_that_is_killed_in_the_middle_is_healed_and_told_of() -> None:
     server = servers()[min(servers())]
     before = listed(server)

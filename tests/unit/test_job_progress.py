@@ -20,7 +20,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 def progress(module: Run, files: tuple[Path, Path], **more: Any) -> Any:
     """Run the module on the job's files."""
-    return module("job_progress", results_file=str(files[0]), file=str(files[1]), **more)
+    return module(
+        "job_progress", job=files[0].name, folder=str(files[0].parent), file=str(files[1]), **more
+    )
 
 
 def test_a_running_job_tells_its_last_line(module: Run, files: tuple[Path, Path]) -> None:

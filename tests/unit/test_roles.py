@@ -20,7 +20,12 @@ SHARED = {"plan": {"millrace_plan"}}
 README_LINES = 40
 
 # Ansible's own: how a task comes in, and which Python it runs in.
-CONNECTION = {"ansible_ssh_args", "ansible_ssh_timeout", "ansible_python_interpreter"}
+CONNECTION = {
+    "ansible_connection",
+    "ansible_ssh_args",
+    "ansible_ssh_timeout",
+    "ansible_python_interpreter",
+}
 
 # Handlers of another role of the same play, which is where Ansible looks for them.
 NOTIFIED_ELSEWHERE = {"tls": "nginx", "origin_pulls": "nginx"}

@@ -1,0 +1,40 @@
+"""Ansible's `linear`, over Mitogen's one lasting Python on each server where Mitogen is installed.
+
+Ansible itself starts a Python on the server for each task; Mitogen starts one for the whole run
+(docs/speed.md says what that is worth). `./millrace` installs it. With an Ansible of your own that
+lacks it, a run does the same things in the same order, and takes longer.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from ansible.plugins.strategy.linear import StrategyModule as Linear
+
+DOCUMENTATION = """
+    name: mitogen_or_linear
+    short_description: linear, over Mitogen where it is installed
+    description:
+      - Executes tasks in lockstep as C(linear) does.
+      - A server's Python is started once a run where the package C(mitogen) is installed.
+"""
+
+try:
+    import ansible_mitogen.loaders
+    import ansible_mitogen.module_finder
+    import ansible_mitogen.strategy
+except ImportError:
+
+    class StrategyModule(Linear):
+        """Ansible's own."""
+
+else:
+    # Whatever a module imports is compiled to be searched for imports: for each module anew nearly
+    # all of Ansible's library. A name in that module stands before the built-in of the same name.
+    ansible_mitogen.module_finder.compile = functools.cache(compile)
+
+    # By the loader, as Mitogen's own strategies: so that there is one such class and no second.
+    Base = ansible_mitogen.loaders.strategy_loader.get("linear", class_only=True)
+
+    class StrategyModule(ansible_mitogen.strategy.StrategyMixin, Base):  # type: ignore[misc, no-redef]
+        """Mitogen's."""

@@ -1,0 +1,35 @@
+"""A run goes over Mitogen where it is installed, and does the same where it is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PLAY = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.command: { argv: [sh, -c, "echo $PPID"] }
+      register: first
+    - ansible.builtin.command: { argv: [sh, -c, "echo $PPID"] }
+      register: second
+    - ansible.builtin.assert:
+        that: (first.stdout == second.stdout) == (lasting | bool)
+        fail_msg: "{{ [first.stdout, second.stdout, lasting] }}"
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_one_python_for_a_whole_run_where_mitogen_is_installed(
+    playbook: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    if not installed:
+        (tmp_path / "ansible_mitogen.py").write_text("raise ImportError")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "play.yml").write_text(PLAY)
+    done = playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", f"lasting={installed}")
+    assert "DEPRECATION" not in done.stdout + done.stderr
