@@ -11,6 +11,7 @@ Nothing else is ever changed or moved.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -221,6 +222,9 @@ def label_of(record: dict[str, Any]) -> str:
 def problems_of(zone: str, mark: str, wanted: dict[str, Any]) -> list[str]:
     """Return what cannot be right about what is wanted, a line each."""
     found = []
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", mark):
+        # With a_b beside a, the rules of a_b would be a's as well.
+        found.append(f"cloudflare_mark {mark}: 1 to 32 letters, digits and dashes, no underscore")
     for phase, rules in wanted.get("rules", {}).items():
         if phase not in PHASES:
             found.append(f"{phase} is no phase that this module knows: {', '.join(PHASES)}")

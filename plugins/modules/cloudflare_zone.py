@@ -40,7 +40,8 @@ description:
   - Runs on the controller, whose environment has the C(cloudflare) library.
 options:
   mark:
-    description: What the references of our rules begin with, C(_) follows.
+    description:
+      - What the references of our rules begin with, C(_) follows. Letters, digits and dashes.
     type: str
     default: millrace
   state:

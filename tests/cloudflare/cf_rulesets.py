@@ -210,7 +210,9 @@ def delete_ruleset(request: Request) -> Reply:
 def create_rule(request: Request) -> Reply:
     ruleset = by_id(request, "Edit")
     check_rule(request.zone, ruleset["phase"], request.body)
-    rules = [*ruleset["rules"], complete(request.body)]
+    rules = list(ruleset["rules"])
+    place = (request.body.get("position") or {}).get("index", len(rules) + 1)
+    rules.insert(place - 1, complete(request.body))
     check_all(request.zone, ruleset["phase"], rules)
     ruleset["rules"] = rules
     return Reply(touched(ruleset))

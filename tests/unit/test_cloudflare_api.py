@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import cf_state
+import httpx
 import pytest
 from cf_server import Standin
 from cloudflare_api import (
@@ -87,6 +89,21 @@ def test_what_passes_is_waited_out(api: Standin, status: int) -> None:
     api.world.faults.append(cf_state.Fault(status))
     find_zone(connect(TOKEN, url=api.url, patience_seconds=20), "example.com")
     assert [c.status for c in api.world.calls][:2] == [status, 200]
+
+
+def test_a_line_that_breaks_is_tried_again(api: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.world.zone("example.com")
+    breaks = [httpx.ReadError("gone"), httpx.ConnectTimeout("nobody")]
+    send = httpx.Client.send
+
+    def broken_first(self: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        if breaks:
+            raise breaks.pop()
+        return send(self, request, **options)
+
+    monkeypatch.setattr(httpx.Client, "send", broken_first)
+    found = find_zone(connect(TOKEN, url=api.url, patience_seconds=20), "example.com")
+    assert (found.name, breaks) == ("example.com", [])
 
 
 def test_retry_after_is_kept_to(api: Standin, monkeypatch: pytest.MonkeyPatch) -> None:

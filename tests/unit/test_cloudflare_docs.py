@@ -19,6 +19,7 @@ from unit_kit import ROOT
 PAGE = (ROOT / "docs/cloudflare.md").read_text()
 ROWS = re.findall(r"^\| (?!setting|---)(.+?) \| .+ \| (.+?) \| (.+?) \|$", PAGE, re.M)
 TOLD = {word: row for row in ROWS for word in re.findall(r"`(\w+)`", row[0])}
+VALUES = re.findall(r"`(\w+)` (on|off|none|strict|[\d.]+)\b", "\n".join(row[0] for row in ROWS))
 DEFAULTS = yaml.safe_load((ROOT / "roles/cloudflare/defaults/main.yml").read_text())
 VARS = yaml.safe_load((ROOT / "roles/cloudflare/vars/main.yml").read_text())
 
@@ -65,6 +66,22 @@ def test_the_table_tells_of_nothing_that_is_not_set() -> None:
     assert set(TOLD) - known == set()
 
 
+def as_told(value: Any) -> str:
+    """Return a value in the table's words; of several that will do, the one that is written."""
+    first = value[0] if isinstance(value, list) else value
+    if isinstance(first, dict):
+        first = first["name"]
+    return ("off", "on")[first] if isinstance(first, bool) else str(first)
+
+
+def test_the_table_tells_what_each_is_set_to() -> None:
+    have = dict(DEFAULTS["cloudflare_settings"])
+    for _, rule in rules():
+        have |= rule.get("action_parameters", {})
+    assert len(VALUES) == 14
+    assert {name: as_told(have[name]) for name, _ in VALUES} == dict(VALUES)
+
+
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_permission_of_each_phase_is_the_one_that_is_named(phase: str) -> None:
     permission = permission_for(f"/zones/x/rulesets/phases/{phase}/entrypoint")
@@ -95,6 +112,48 @@ def test_every_rule_is_for_our_names_alone_and_marked() -> None:
         assert rule["expression"].startswith('http.host in {"chat.example.com"}')
 
 
+def holds(ref: str, path: str, *, name: str = "chat.example.com", media: str = "") -> bool:
+    """Tell whether a rule holds for a request or its answer; what ours say is nearly Python."""
+    (text,) = [rule["expression"] for _, rule in rules() if rule["ref"] == f"millrace_{ref}"]
+    text = re.sub(r"\{(.*?)\}", lambda found: str(found[1].replace('"', "").split()), text)
+    for theirs, ours in (
+        ("http.host", "name"), ("http.request.uri.path", "path"), (" eq ", " == "),
+        ("http.response.content_type.media_type", "media"), ("starts_with", "str.startswith"),
+    ):  # fmt: skip
+        text = text.replace(theirs, ours)
+    return bool(eval(text, {"name": name, "path": path, "media": media}))
+
+
+SERVED = ["/", "/v1/models", "/assets/a.js", "/healthz", "/readyz", "/cdn-cgi/trace",
+          "/.well-known/acme-challenge/token"]  # fmt: skip
+NOT_SERVED = ["/admin", "/metrics", "/index.html", "/v1", "/healthz/x"]
+
+
+@pytest.mark.parametrize(
+    ("ref", "paths"),
+    [
+        ("stream_cache_bypass", ["/v1/models", "/healthz", "/readyz"]),
+        ("assets_cache", ["/assets/a.js"]),
+        ("stream_config", [*SERVED, *NOT_SERVED]),
+        ("paths", NOT_SERVED),
+        ("rate_limit", ["/v1/models"]),
+    ],
+)
+def test_a_rule_holds_for_its_paths_and_our_names_alone(ref: str, paths: list[str]) -> None:
+    everything = [*SERVED, *NOT_SERVED]
+    assert [path for path in everything if holds(ref, path)] == [
+        path for path in everything if path in paths
+    ]
+    assert not any(holds(ref, path, name="www.example.com") for path in everything)
+
+
+def test_event_streams_alone_are_not_compressed() -> None:
+    rule = "stream_compression_off"
+    assert holds(rule, "/v1/chat/completions", media="text/event-stream")
+    assert not holds(rule, "/", media="text/html")
+    assert not holds(rule, "/", media="text/event-stream", name="www.example.com")
+
+
 def test_no_rule_is_wider_than_the_plan_of_one_rule_forces() -> None:
     wider = [rule["ref"] for _, rule in rules()
              if any("http.host" not in weaker.get("expression", "http.host")
@@ -119,9 +178,12 @@ def test_the_paths_are_those_that_nginx_serves() -> None:
 
 
 def test_streams_are_never_cached() -> None:
-    bypass = RULES["http_request_cache_settings"][0]
-    assert bypass["action_parameters"] == {"cache": False}
-    assert 'starts_with(http.request.uri.path, "/v1/")' in bypass["expression"]
+    bypass, assets = (rule["action_parameters"] for rule in RULES["http_request_cache_settings"])
+    assert bypass == {"cache": False}
+    assert holds("stream_cache_bypass", "/v1/chat/completions")
+    as_the_server_says = {"mode": "respect_origin"}
+    assert assets == {"cache": True, "edge_ttl": as_the_server_says,
+                      "browser_ttl": as_the_server_says}  # fmt: skip
 
 
 def test_a_tunnel_has_no_address_record_and_a_server_one_each() -> None:

@@ -72,6 +72,18 @@ def test_what_is_missing_is_asked_for_before_the_api(api: Standin, run: Callable
     assert api.world.calls == []
 
 
+def test_two_servers_of_one_zone_need_a_mark_each(
+    playbook: Callable[..., Any], api: Standin, run: Callable[..., Any], tmp_path: Path
+) -> None:
+    both = json.loads((tmp_path / "hosts.yml").read_text())
+    both["millrace"]["hosts"]["server-2"] = {"cloudflare_names": ["two.example.com"]}
+    (tmp_path / "both.yml").write_text(json.dumps(both))
+    done = playbook("-i", str(tmp_path / "both.yml"), PLAYBOOK, check=False)
+    assert done.returncode != 0
+    assert "give each a cloudflare_mark of its own" in " ".join(done.stdout.split())
+    assert api.world.calls == []
+
+
 def test_a_missing_permission_is_one_clear_line(api: Standin, run: Callable[..., Any]) -> None:
     api.world.tokens[TOKEN].discard("Zone > Cache Rules > Edit")
     done = run(check=False)

@@ -193,10 +193,12 @@ def test_rules_of_others_keep_their_content_and_place(api: Standin, run: Run) ->
     zone = api.world.zone("example.com", "business")
     with_strangers(zone)
     run()
+    first = [zone.rulesets[phase]["rules"][0]["ref"] for phase in PHASES]
+    assert first == [f"first_{phase}" for phase in PHASES], "ours go behind"
     for phase in PHASES:  # someone adds rules before, between and behind ours
         rules = zone.rulesets[phase]["rules"]
         rules.insert(0, foreign_rule(phase, f"zeroth_{phase}"))
-        rules.insert(2, foreign_rule(phase, f"between_{phase}"))
+        rules.insert(2, foreign_rule(phase, f"millraces_{phase}"))
         rules.append(foreign_rule(phase, f"last_{phase}"))
         ours = next(r for r in rules if r["ref"].startswith("millrace_"))
         ours["expression"] = "true"
@@ -208,6 +210,53 @@ def test_rules_of_others_keep_their_content_and_place(api: Standin, run: Run) ->
         strangers = [r for r in new if not r["ref"].startswith("millrace_")]
         assert strangers == [r for r in old if not r["ref"].startswith("millrace_")]
         assert all(r["expression"] != "true" for r in new)
+    # A PUT takes a whole ruleset, and with it what somebody added since it was read.
+    assert not [call for call in api.world.calls if call.method == "PUT"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("enabled", False),
+        ("description", "mine"),
+        ("action", "log"),
+        ("action_parameters", {"bic": True}),
+        ("ratelimit", {"characteristics": ["cf.colo.id", "ip.src"], "period": 10,
+                       "requests_per_period": 1, "mitigation_timeout": 60,
+                       "requests_to_origin": False}),
+    ],
+)  # fmt: skip
+def test_what_somebody_changed_in_a_rule_of_ours_is_put_back(
+    api: Standin, run: Run, field: str, value: Any
+) -> None:
+    zone = api.world.zone("example.com", "pro")
+    run()
+    before = copy.deepcopy(essence(zone))
+    for phase in PHASES:
+        for rule in zone.rulesets[phase]["rules"]:
+            if field in rule:
+                rule[field] = value
+    assert run()["changed"] is True
+    assert essence(zone) == before
+
+
+def test_a_record_of_ours_that_is_no_longer_proxied_is_again(api: Standin, run: Run) -> None:
+    zone = api.world.zone("example.com", "pro")
+    run()
+    for record in zone.records.values():
+        record["proxied"] = False
+    assert run()["changed"] is True
+    assert [record["proxied"] for record in zone.records.values()] == [True, True]
+
+
+def test_names_lead_to_the_server_only_while_the_rest_is_in_place(api: Standin, run: Run) -> None:
+    api.world.zone("example.com", "pro")
+    for state, names_at in (("present", slice(-2, None)), ("absent", slice(0, 2))):
+        api.world.calls.clear()
+        run(state=state)
+        records = ["dns_records" in call.path for call in api.world.writes()]
+        assert records.count(True) == 2
+        assert records[names_at] == [True, True], state
 
 
 def test_a_rule_of_ours_that_is_wanted_no_more_goes(
@@ -230,13 +279,16 @@ def test_a_reference_that_stands_twice_is_mended(api: Standin, run: Run) -> None
     assert len(zone.rulesets["http_config_settings"]["rules"]) == 1
 
 
+@pytest.mark.parametrize("done", [False, True])
 @pytest.mark.parametrize("survived", [0, 1, 4, 8, 10])
 def test_a_run_that_broke_off_is_finished_by_the_next(
-    api: Standin, run: Run, survived: int
+    api: Standin, run: Run, survived: int, done: bool
 ) -> None:
+    """Before a write was carried out, or behind it: then only its answer was lost."""
     zone = api.world.zone("example.com", "pro")
     with_strangers(zone)
-    api.world.faults.append(cf_state.Fault(503, "POST|PATCH", times=10**6, after=survived))
+    fault = cf_state.Fault(503, "POST|PATCH", times=10**6, after=survived, done=done)
+    api.world.faults.append(fault)
     broken = run(patience_seconds=0)
     assert broken["failed"] is True
     assert len(broken["done"]) == survived
@@ -272,6 +324,17 @@ def test_an_answer_that_was_lost_does_nothing_twice(
     assert [len(zone.rulesets[p]["rules"]) for p in PHASES] == [2, 1, 1, 1, 1]
     assert len(zone.records) == 2
     assert run()["changed"] is False
+
+
+def test_what_is_not_understood_fails_the_run_and_the_rest_is_done(api: Standin, run: Run) -> None:
+    zone = api.world.zone("example.com", "pro")
+    api.world.faults.append(cf_state.Fault(400, "POST", "/rules$"))
+    result = run()
+    assert result["failed"] is True
+    assert "create rule millrace_stream_cache_bypass: Cloudflare refused" in result["msg"]
+    assert "create rule millrace_stream_cache_bypass" not in result["done"]
+    assert [len(zone.rulesets[p]["rules"]) for p in PHASES] == [1, 1, 1, 1, 1]
+    assert run()["done"] == ["create rule millrace_stream_cache_bypass"]
 
 
 def test_too_many_requests_are_waited_out(api: Standin, run: Run) -> None:
@@ -412,6 +475,32 @@ def test_somebody_elses_record_is_not_taken_over_unasked(api: Standin, run: Run)
     assert {k: back[k] for k in kept} == {k: record[k] for k in kept}
 
 
+def test_what_else_is_said_of_our_names_stays(api: Standin, run: Run) -> None:
+    zone = api.world.zone("example.com", "pro")
+    for kind, content in (("TXT", "v=spf1 -all"), ("MX", "mail.example.net")):
+        record = {"id": cf_state.new_id(), "name": CHAT, "type": kind, "content": content,
+                  "proxied": False, "ttl": 300, "comment": "mine"}  # fmt: skip
+        zone.records[record["id"]] = record
+    before = copy.deepcopy(zone.records)
+    assert "failed" not in run(replace_dns=True)
+    assert len(zone.records) == 4
+    run(state="absent")
+    assert zone.records == before
+
+
+def test_what_is_remembered_of_another_zone_is_not_put_into_this_one(
+    api: Standin, run: Run
+) -> None:
+    """One of the same name, made anew at Cloudflare."""
+    run_before = api.world.zone("example.com", "pro")
+    run()
+    del api.world.zones[run_before.id]
+    anew = api.world.zone("example.com", "pro")
+    anew.settings.update(run_before.settings)
+    assert run(state="absent")["changed"] is False
+    assert anew.settings == run_before.settings
+
+
 def test_a_removal_leaves_the_zone_as_it_was(api: Standin, run: Run, tmp_path: Path) -> None:
     zone = api.world.zone("example.com", "pro")
     with_strangers(zone)
@@ -465,6 +554,9 @@ def test_what_cannot_be_right_is_said_before_anything_is_asked(api: Standin, run
         assert result["failed"] is True
         assert said in result["msg"]
     assert "does not begin with millrace_" in run(rules={PHASES[0]: [{"ref": "x"}]})["msg"]
+    # Else the rules of `millrace_two` would be those of `millrace` as well.
+    for mark in ("millrace_two", "", "m" * 33):
+        assert "letters, digits and dashes" in run(mark=mark)["msg"]
     assert api.world.calls == []
 
 

@@ -175,6 +175,30 @@ def test_one_whose_answer_was_lost_is_revoked(server: Server) -> None:
     assert not server.whole_run()["changed"]
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [("2026-11-01T00:00:00Z", "Cloudflare revoked it"), ("0001-01-01T00:00:00Z", "")],
+)
+def test_one_that_is_still_listed_when_it_was_revoked_is_no_longer_good(
+    server: Server, said: str, why: str
+) -> None:
+    """The API writes a time that never was for one that was not."""
+    server.whole_run()
+    for listed in cf_certificates.kept(server.zone).values():
+        listed["revoked_at"] = said
+    assert server.run()["why"] == why
+
+
+def test_a_certificate_of_another_key_is_not_taken(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = x509.load_pem_x509_csr(Server(server.api, server.zone).request.encode())
+    sign = cf_certificates.sign
+    monkeypatch.setattr(cf_certificates, "sign", lambda _, *rest: sign(theirs, *rest))
+    with pytest.raises(CloudflareApiError, match="none for the server's key"):
+        server.run()
+
+
 def test_certificates_of_others_are_left_alone(server: Server, foreign: str) -> None:
     server.whole_run()
     server.whole_run(domains=["www.example.com"])

@@ -194,6 +194,14 @@ def test_where_others_have_one_nothing_is_made(controller: Controller) -> None:
     assert not controller.folder.exists()
 
 
+@pytest.mark.parametrize("status", ["pending_deletion", "deleted"])
+def test_one_that_is_going_is_in_nobodys_way(controller: Controller, status: str) -> None:
+    theirs = controller.foreign()
+    controller.held()[theirs]["status"] = status
+    controller.run()
+    assert controller.run().done == []
+
+
 def test_certificates_of_others_survive_all_of_it(controller: Controller) -> None:
     theirs = controller.foreign()
     controller.run(beside_others=True)

@@ -145,6 +145,15 @@ def test_one_that_was_removed_in_the_dashboard_is_made_anew(controller: Controll
     assert set(controller.leads().values()) == {f"CNAME {new['id']}.cfargotunnel.com"}
 
 
+def test_a_name_that_is_no_longer_proxied_is_again(controller: Controller) -> None:
+    """Without Cloudflare's proxy nobody answers at a tunnel's address."""
+    controller.run()
+    for record in controller.zone.records.values():
+        record["proxied"] = False
+    assert len(controller.run().done) == 2
+    assert all(record["proxied"] for record in controller.zone.records.values())
+
+
 def test_a_name_that_leads_elsewhere_is_told_and_left(controller: Controller) -> None:
     controller.record("example.com", "A", "203.0.113.7")
     with pytest.raises(CloudflareApiError, match=r"A 203\.0\.113\.7"):
