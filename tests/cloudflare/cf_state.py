@@ -43,7 +43,7 @@ class Zone:
     settings: dict[str, Any] = field(default_factory=dict)
     rulesets: dict[str, dict[str, Any]] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
-    """Parameters of configuration rules that this zone's plan has not."""
+    """Parameters of configuration rules that this zone's plan has not, and settings likewise."""
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -60,7 +60,7 @@ def get_setting(request: Request) -> Reply:
 @route("PATCH", "/zones/{zone_id}/settings/{name}", needs="Zone > Zone Settings > Edit", code=9109)
 def edit_setting(request: Request) -> Reply:
     name = request.params["name"]
-    if not setting(request.zone, name)["editable"]:
+    if not setting(request.zone, name)["editable"] or name in request.zone.withheld:
         raise RefusedError(400, 1006, f"Not allowed to edit setting for {name}")
     if not isinstance(request.body, dict) or "value" not in request.body:
         raise RefusedError(400, 1007, f"Invalid value for zone setting {name}")

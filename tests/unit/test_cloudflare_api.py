@@ -164,9 +164,12 @@ def test_waits_double_and_keep_to_what_is_asked() -> None:
     ("status", "code", "text", "kind"),
     [
         (400, 50001, "exceeded the maximum number of rules in the phase x: 6 out of 5", "plan"),
+        (400, 50001, "in other words", "plan"),
         (400, 20155, "not entitled to use the period 60, can only use a period among [10]", "plan"),
         (403, 0, "not entitled to use the HostHeader override", "plan"),
         (403, 10000, "Authentication error", "permission"),
+        (403, 4711, "in other words", "permission"),
+        (400, 10000, "Authentication error", "permission"),
         (403, 9109, "Unauthorized to access requested resource", "permission"),
         (403, 9109, "Invalid access token", "token"),
         (401, 1000, "Invalid API Token", "token"),

@@ -265,7 +265,10 @@ def test_a_rule_of_ours_that_is_wanted_no_more_goes(
     zone = api.world.zone("example.com", "pro")
     run()
     rules = {phase: rule for phase, rule in wanted["rules"].items() if phase != "http_ratelimit"}
-    assert run(rules=rules)["changed"] is True
+    stays, goes = rules[PHASES[0]]
+    rules[PHASES[0]] = [stays]
+    assert f"delete rule {goes['ref']}" in run(rules=rules)["done"]
+    assert [rule["ref"] for rule in zone.rulesets[PHASES[0]]["rules"]] == [stays["ref"]]
     assert "http_ratelimit" not in zone.rulesets, "nor does its empty ruleset stay"
     assert run(rules=rules)["changed"] is False
 
@@ -387,6 +390,16 @@ def test_a_parameter_that_the_plan_has_not_costs_nothing_but_itself(api: Standin
     assert run()["done"] == ["edit rule millrace_stream_config"]
     (rule,) = zone.rulesets["http_config_settings"]["rules"]
     assert rule["action_parameters"]["response_body_buffering"] == "none"
+
+
+def test_a_setting_that_is_refused_is_not_remembered_as_ours(
+    api: Standin, run: Run, tmp_path: Path
+) -> None:
+    """Though the API says that it may be changed."""
+    api.world.zone("example.com", "pro").withheld.add("http3")
+    assert "setting http3" in refused(run())
+    kept = json.loads((tmp_path / "secrets/before.json").read_text())["settings"]
+    assert set(kept) == {"min_tls_version", "tls_1_3"}
 
 
 def test_a_phase_that_is_full_is_said_and_the_rest_done(api: Standin, run: Run) -> None:
@@ -522,6 +535,16 @@ def test_a_removal_leaves_the_zone_as_it_was(api: Standin, run: Run, tmp_path: P
     api.world.calls.clear()
     assert run(state="absent")["changed"] is False
     assert api.world.attempts() == []
+
+
+def test_a_setting_goes_back_to_what_it_was_before_the_first_change(
+    api: Standin, run: Run, wanted: dict[str, Any]
+) -> None:
+    zone = api.world.zone("example.com", "pro")
+    run()
+    run(settings={**wanted["settings"], "min_tls_version": "1.3"})
+    run(state="absent")
+    assert zone.settings["min_tls_version"] == "1.0"
 
 
 def test_a_setting_that_somebody_changed_after_us_stays(api: Standin, run: Run) -> None:

@@ -123,6 +123,20 @@ def test_a_tunnel_whose_answer_was_lost_is_known_by_its_secret(controller: Contr
     assert controller.credentials()["TunnelSecret"] == controller.tunnels()[0]["secret"]
 
 
+def test_a_tunnel_of_a_run_that_died_behind_making_it_is_known_by_the_next(
+    controller: Controller,
+) -> None:
+    controller.api.world.faults += [
+        Fault(502, "POST", "cfd_tunnel$", done=True),
+        Fault(502, "GET", "cfd_tunnel$", times=9, after=1),
+    ]
+    with pytest.raises(CloudflareApiError):
+        controller.run()
+    controller.api.world.faults.clear()
+    controller.run()
+    assert len(controller.tunnels()) == 1
+
+
 def test_a_tunnel_of_somebody_else_is_left_alone(controller: Controller) -> None:
     client = connect(TOKEN, url=controller.api.url)
     client.zero_trust.tunnels.cloudflared.create(
