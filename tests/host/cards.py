@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from servers import ROOT, Server, playbook, servers
 
-FIXTURES = ROOT / "tests/fixtures/nvidia"
+FIXTURES = ROOT / "tests/fixtures"
 FOLDER = "/srv/nvidia"
 URL = "http://127.0.0.1:9200"
 ASIDE = "hardening,ssh,firewall,cloudflare_ranges"
@@ -75,7 +75,8 @@ def install(group: str) -> Played:
         pytest.skip(f"the inventory has no server in the group {group}, whose hardware may change")
     server = own[0]
     server.run("apt-get install -y -q gpg gpg-agent >/dev/null", timeout=300)
-    packed = subprocess.run(["tar", "-C", FIXTURES, "-c", "."], check=True, capture_output=True)
+    files = ["-C", FIXTURES, "apt_repository.py", "-C", FIXTURES / "nvidia", "."]
+    packed = subprocess.run(["tar", "-c", *files], check=True, capture_output=True)
     command = ["ssh", *server.ssh_arguments, f"root@{server.address}"]
     unpack = f"mkdir -p {FOLDER} && tar -C {FOLDER} -x && chmod -R a+rX {FOLDER}"
     subprocess.run([*command, unpack], input=packed.stdout, check=True)

@@ -66,10 +66,11 @@ def command(server: Server | None, mode: str) -> list[str]:
     return ["ssh", *server.ssh_arguments, f"root@{server.address}", probe]
 
 
-def everywhere(server: Server) -> dict[str, Any]:
-    """Look for a server's secrets everywhere on it."""
+def everywhere(server: Server, needles: Needles | None = None) -> dict[str, Any]:
+    """Look everywhere on a server for its own secrets, or for those that are given."""
+    texts = needles_of(server.secrets) if needles is None else needles
     done = subprocess.run(
-        command(server, "everywhere"), input=json.dumps(needles_of(server.secrets)) + "\n",
+        command(server, "everywhere"), input=json.dumps(texts) + "\n",
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

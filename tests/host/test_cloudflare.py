@@ -11,13 +11,13 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from leaks import everywhere, holding, needles_of, told_in
+from leaks import everywhere, holding, needles_of, told_in, watched
 from servers import ROOT, Server, playbook, servers
 from test_acme import shown
 from test_again import changes
@@ -38,43 +38,20 @@ CREDENTIALS = "cloudflare_tunnel.json"
 TUNNEL = "millrace-cloudflared.service"
 VISITOR = "198.51.100.77"
 REPOSITORY = "/srv/cloudflared"
-# As pkg.cloudflare.com has it: one suite for every release, and a signed InRelease.
-PACKAGE = f"""
-set -eu
-export DEBIAN_FRONTEND=noninteractive GNUPGHOME={REPOSITORY}/gpg
-apt-get install -qqy --no-install-recommends gpg gpg-agent python3-yaml >/dev/null 2>&1
-cd {REPOSITORY}
-architecture=$(dpkg --print-architecture)
-packages=main/binary-$architecture/Packages
-mkdir -p deb/DEBIAN pool dists/any/${{packages%/*}}
-mkdir -m 700 gpg
-install -D -m 755 program deb/usr/bin/cloudflared
-printf '%s\\n' 'Package: cloudflared' 'Version: 2026.1.0' 'Architecture: all' \\
-  'Maintainer: nobody <nobody@example.com>' 'Depends: python3, python3-yaml' \\
-  'Description: stand-in' > deb/DEBIAN/control
-dpkg-deb --build -Znone deb pool/cloudflared.deb >/dev/null
-sum() {{ sha256sum "$1" | cut -d' ' -f1; }}
-{{ cat deb/DEBIAN/control
-  echo 'Filename: pool/cloudflared.deb'
-  echo "Size: $(stat -c %s pool/cloudflared.deb)"
-  echo "SHA256: $(sum pool/cloudflared.deb)"; }} > dists/any/$packages
-{{ printf '%s\\n' 'Suite: any' 'Codename: any' 'Components: main' "Architectures: $architecture" \\
-    "Date: $(date -Ru)" 'SHA256:'
-  echo " $(sum dists/any/$packages) $(stat -c %s dists/any/$packages) $packages"; }} > Release
-gpg -q --batch --passphrase '' --quick-generate-key tests rsa3072 sign 1d 2>/dev/null
-gpg -q --batch --clearsign -o dists/any/InRelease Release
-gpg --armor --export
-gpgconf --kill all
-"""
+PACKED = ("fixtures/apt_repository.py", "cloudflare/cf_packages.py", "cloudflare/cf_daemon.py")
 
 
 @dataclass
 class Run:
-    """One run of the playbook: what it printed, how much it changed here and at Cloudflare."""
+    """One run of the playbook: what it printed, how much it changed here and at Cloudflare.
+
+    `seen`: where the token stood in a process's arguments or environment meanwhile, there or here.
+    """
 
     output: str
     changed: int
     writes: int
+    seen: list[list[str]] = field(default_factory=list)
 
 
 @dataclass
@@ -188,7 +165,11 @@ def test_looking_first_writes_nothing(cloud: Cloud) -> None:
 @pytest.fixture(scope="module")
 def proxied(cloud: Cloud) -> Run:
     """The server behind Cloudflare's proxy, by the most talkative run."""
-    return cloud.run("cloudflare", "-vvv", "--diff", **PROXIED)
+    sought = {"token": [cloud.token]}
+    with watched(cloud.server, sought) as there, watched(None, sought) as here:
+        done = cloud.run("cloudflare", "-vvv", "--diff", **PROXIED)
+    assert min(there.looks, here.looks) > 20
+    return replace(done, seen=[*there.processes, *here.processes])
 
 
 def test_behind_the_proxy_only_cloudflare_is_answered(cloud: Cloud, proxied: Run) -> None:
@@ -207,9 +188,16 @@ def test_neither_token_nor_key_is_told(cloud: Cloud, proxied: Run) -> None:
     needles = cloud.secrets()
     assert {"token", "key", "origin_pull_client.pem", "origin_pull_authority.pem"} <= set(needles)
     assert told_in(proxied.output, needles) == []
-    there = everywhere(cloud.server)
-    of_the_zone = {"token", *needles_of(cloud.pulls)}
-    assert not [f for f in there["files"] if set(f["secrets"]) & of_the_zone]
+    assert proxied.seen == []
+    # The server's key is nowhere here, and what is the zone's nowhere there.
+    here = [file for folder in (cloud.server.secrets, cloud.pulls) for file in folder.rglob("*")]
+    assert not [f for f in here if f.is_file() and told_in(f.read_text(), {"key": needles["key"]})]
+    sought = {name: needles[name] for name in ("token", "key", *needles_of(cloud.pulls))}
+    there = everywhere(cloud.server, sought)
+    held = [f for f in there["files"] if set(sought) & set(f["secrets"])]
+    assert held, "nothing was found, the key neither"
+    assert not [f for f in held if set(sought) & set(f["secrets"]) != {"key"} or f["readers"]]
+    assert not [told for told in there["processes"] if told[0] in sought]
 
 
 def test_the_second_run_changes_nothing(cloud: Cloud, proxied: Run) -> None:
@@ -222,8 +210,12 @@ def tunnelled(cloud: Cloud, proxied: Run) -> Run:
     """The same server at the end of a tunnel: what the proxy needed is taken back."""
     server = cloud.server
     server.run(f"rm -rf {REPOSITORY}; mkdir -p {REPOSITORY}")
-    server.put(ROOT / "tests/cloudflare/cf_daemon.py", f"{REPOSITORY}/program")
-    key = server.run(PACKAGE, timeout=300)
+    for file in PACKED:
+        server.put(ROOT / "tests" / file, f"{REPOSITORY}/{Path(file).name}")
+    install = "DEBIAN_FRONTEND=noninteractive apt-get install -qqy --no-install-recommends"
+    server.run(f"{install} gpg gpg-agent python3-yaml >/dev/null 2>&1", timeout=300)
+    make = f"python3 {REPOSITORY}/cf_packages.py {REPOSITORY} {REPOSITORY}/cf_daemon.py"
+    key = server.run(make, timeout=300)
     given = json.loads(cloud.settings.read_text())
     cloud.settings.write_text(json.dumps({**given, "cloudflared_repository_signed_by": key}))
     looked = cloud.run("tunnel", "--check", "--diff")
