@@ -128,6 +128,7 @@ HOSTILE = {
     "an address without a size": (f"{GOOD4}\n8.8.8.8", GOOD6),
     "bits behind the size": (f"{GOOD4}\n8.8.8.8/16", GOOD6),
     "of the other family": (GOOD4, GOOD4),
+    "one of the other family": (GOOD4, f"{GOOD6}\n8.8.8.0/28"),
     "mapped": (GOOD4, f"{GOOD6}\n::ffff:0:0/96"),
     "half": ("\n".join(LINES4[:8]), GOOD6),
     "cut off": (GOOD4[:100], GOOD6),

@@ -62,6 +62,7 @@ def test_a_run_sets_the_zone_says_what_the_plan_has_not_and_hides_the_token(
 
     assert "changed=1" in run("-e", "cloudflare_state=absent").stdout
     assert (zone.records, zone.rulesets) == ({}, {})
+    assert zone.settings == {"http3": "off", "min_tls_version": "1.0", "tls_1_3": "off"}
 
 
 def test_what_is_missing_is_asked_for_before_the_api(api: Standin, run: Callable[..., Any]) -> None:
