@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from breaks import BACKEND, NGINX, RELOAD, RESTART, keep, restore
+from breaking import BACKEND, NGINX, RELOAD, RESTART, keep, restore
 
 SETTINGS = "/etc/millrace/backend/settings.json"
 LITELLM = "/etc/millrace/litellm/config.yaml"

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from nginx_config import holding_back
 from outside import Outside, found_outside
 from servers import ROOT, Server, figure, playbook
 from test_edge import ask, send
@@ -129,6 +130,13 @@ def test_streams_pass_event_by_event(front: Front, http2: bool) -> None:
     median = gaps[len(gaps) // 2]
     assert median == pytest.approx(0.03, rel=0.5)
     figure(f"through the edge by {answer.http_version}: median gap {1000 * median:.1f} of 30 ms")
+
+
+def test_nothing_is_held_back_as_nginx_has_it(front: Front) -> None:
+    """As it is written: over HTTP/2, which the edge speaks, a buffered stream looks as it should."""
+    places, wrong = holding_back(front.server)
+    assert "/v1/" in places
+    assert wrong == set()
 
 
 def test_the_stream_check_finds_nothing_to_mend(engine: Server, front: Front) -> None:
