@@ -133,7 +133,7 @@ def test_streams_pass_event_by_event(front: Front, http2: bool) -> None:
 
 
 def test_nothing_is_held_back_as_nginx_has_it(front: Front) -> None:
-    """As it is written: over HTTP/2, which the edge speaks, a buffered stream looks as it should."""
+    """As it is written: over HTTP/2, which the edge speaks, a buffered stream looks alike."""
     places, wrong = holding_back(front.server)
     assert "/v1/" in places
     assert wrong == set()
