@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -187,8 +188,13 @@ def test_a_run_that_is_killed_in_the_middle_is_healed_and_told_of() -> None:
         begun = f"[ -e {PENDING}/firewall.json ]"
         server.run(f"for i in $(seq 900); do {begun} && exit; sleep .1; done; exit 1")
     finally:
+        # Ansible gives its workers sessions of their own.
+        children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
+        for child in children.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGKILL)
     time.sleep(1)
     comes_in_again(server, within=40)
     for _ in range(40):  # connections come in before the timer's program has ended
