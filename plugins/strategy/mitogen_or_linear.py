@@ -20,6 +20,7 @@ DOCUMENTATION = """
 """
 
 try:
+    import ansible_mitogen.affinity
     import ansible_mitogen.loaders
     import ansible_mitogen.module_finder
     import ansible_mitogen.strategy
@@ -29,6 +30,10 @@ except ImportError:
         """Ansible's own."""
 
 else:
+    # Mitogen's own policy binds each process to a core, and with it what a task starts on this
+    # machine: a server of the sandbox would live on one core for ever.
+    ansible_mitogen.affinity.policy = ansible_mitogen.affinity.Policy()
+
     # Whatever a module imports is compiled to be searched for imports: for each module anew nearly
     # all of Ansible's library. A name in that module stands before the built-in of the same name.
     ansible_mitogen.module_finder.compile = functools.cache(compile)

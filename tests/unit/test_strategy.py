@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,12 @@ PLAY = """
       register: second
     - ansible.builtin.assert:
         that: (first.stdout == second.stdout) == (lasting | bool)
-        fail_msg: "{{ [first.stdout, second.stdout, lasting] }}"
+        fail_msg: "{{ [first.stdout, second.stdout, lasting] | to_json }}"
+    - ansible.builtin.command: { argv: [grep, Cpus_allowed_list, /proc/self/status] }
+      register: cores
+    - ansible.builtin.assert:
+        that: cores.stdout.split()[1] == ours
+        fail_msg: "{{ [cores.stdout, ours] | to_json }}"
 """
 
 
@@ -31,5 +37,8 @@ def test_one_python_for_a_whole_run_where_mitogen_is_installed(
         (tmp_path / "ansible_mitogen.py").write_text("raise ImportError")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     (tmp_path / "play.yml").write_text(PLAY)
-    done = playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", f"lasting={installed}")
+    status = Path("/proc/self/status").read_text().splitlines()
+    (ours,) = (line.split()[1] for line in status if line.startswith("Cpus_allowed_list"))
+    settings = json.dumps({"lasting": installed, "ours": ours})
+    done = playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", settings)
     assert "DEPRECATION" not in done.stdout + done.stderr
