@@ -1,8 +1,9 @@
 """The chain in front of the engines: how many workers, and whether the processor keeps up.
 
 What a token and a request cost is what `./millrace bench` measured on two cores of a server
-processor, 64 streams × 50 tokens/s, while other work went on beside it; another processor has other
-figures, which is what the headroom is for. That an engine keeps cores to itself is an estimate.
+processor, 64 streams × 50 tokens/s, medians (bench/results/2026-11-26-two-cores.txt); another
+processor has other figures, which is what the headroom is for. What a request costs is coarse.
+That an engine keeps cores to itself is an estimate.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ class Cost:
 
 ANSWER_TOKENS = 300
 """A usual answer's length; a shorter one makes each of its tokens dearer."""
-NGINX = Cost(30e-6, 0.3e-3)
-BACKEND = Cost(60e-6, 2e-3)
-GATEWAY = Cost(160e-6, 17e-3)
+NGINX = Cost(32e-6, 0.6e-3)
+BACKEND = Cost(70e-6, 3e-3)
+GATEWAY = Cost(105e-6, 12e-3)
 BACKEND_WORKERS = 1
 """Limits and resumable streams live in one process's memory."""
 BUSY_SHARE = 0.5
