@@ -26,7 +26,12 @@ class HardwareReports:
 
     def read(self) -> list[str]:
         """Return what keeps engines down, then what is only to be known; empty of no report."""
-        reports = [self._one(file) for file in sorted(self._folder.glob("*.json"))]
+        try:
+            files = sorted(self._folder.glob("*.json"))
+        except OSError as error:
+            self._complain(self._folder, error)
+            files = []
+        reports = [self._one(file) for file in files]
         problems = [line for report in reports for line in report.problems]
         notes = [line for report in reports for line in report.notes]
         return list(dict.fromkeys([*problems, *notes]))
@@ -37,7 +42,11 @@ class HardwareReports:
         except FileNotFoundError:
             return _Report()
         except (OSError, ValidationError) as error:
-            if str(error) != self._complaint:
-                log.warning("%s cannot be read: %s", file, error)
-            self._complaint = str(error)
+            self._complain(file, error)
             return _Report()
+
+    def _complain(self, place: Path, error: Exception) -> None:
+        """Log it, once."""
+        if str(error) != self._complaint:
+            log.warning("%s cannot be read: %s", place, error)
+        self._complaint = str(error)

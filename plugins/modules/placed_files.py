@@ -185,14 +185,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    # What is new belongs to nobody else until its mode is set.
-    os.umask(0o077)
     changed_paths, differences = [], []
-    for entry in module.params["entries"]:
-        difference = HAVE[entry["state"]](module, entry)
-        if difference is not None:
-            changed_paths.append(entry["path"])
-            differences.append(difference)
+    # What is new belongs to nobody else until its mode is set. Afterwards it is as before, for this
+    # process may do other tasks as well.
+    before = os.umask(0o077)
+    try:
+        for entry in module.params["entries"]:
+            difference = HAVE[entry["state"]](module, entry)
+            if difference is not None:
+                changed_paths.append(entry["path"])
+                differences.append(difference)
+    finally:
+        os.umask(before)
     module.exit_json(changed=bool(changed_paths), changed_paths=changed_paths, diff=differences)
 
 

@@ -162,3 +162,12 @@ async def test_what_the_hardware_guard_found_is_told(start_backend, upstream, tm
     assert "hardware" not in (await readyz(port))[1]
     report.write_text(json.dumps({"problems": [], "notes": []}))
     assert "hardware" not in (await readyz(port))[1]
+
+
+async def test_a_folder_of_reports_that_cannot_be_read_is_in_nobodys_way(
+    start_backend, upstream, tmp_path
+):
+    # Root may read everything, so it is a name that is too long.
+    port = start_backend(**QUICK, hardware_reports=str(tmp_path / ("x" * 300))).port
+    body = (await becomes(port, "/readyz", 200, key=None)).json()
+    assert "hardware" not in body

@@ -42,3 +42,28 @@ def test_one_python_for_a_whole_run_where_mitogen_is_installed(
     settings = json.dumps({"lasting": installed, "ours": ours})
     done = playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", settings)
     assert "DEPRECATION" not in done.stdout + done.stderr
+
+
+UMASK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.command: { argv: [sh, -c, umask] }
+      register: before
+    - placed_files:
+        entries:
+          - { path: "{{ there }}", state: directory, owner: "{{ me }}", group: "{{ me }}" }
+    - ansible.builtin.command: { argv: [sh, -c, umask] }
+      register: after
+    - ansible.builtin.assert:
+        that: before.stdout == after.stdout
+        fail_msg: "{{ [before.stdout, after.stdout] | to_json }}"
+"""
+
+
+def test_a_task_leaves_nothing_to_the_next_in_the_same_python(
+    playbook: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "play.yml").write_text(UMASK)
+    settings = json.dumps({"there": str(tmp_path / "there"), "me": str(os.getuid())})
+    playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", settings)
