@@ -105,7 +105,6 @@ def rendered(tmp_path_factory: pytest.TempPathFactory, playbook: Callable[..., A
                 "systemd": {"version": facts["systemd"], "features": ""},
                 "all_ipv4_addresses": [V4],
                 "all_ipv6_addresses": [] if name == "bookworm" else [V6],
-                "processor_vcpus": 8,
             },
         }
     inventory = home / "inventory.yml"
