@@ -8,7 +8,7 @@ from collections.abc import Callable
 from streamcheck import features, generation
 from streamcheck.asker import Asker
 from streamcheck.emission import AT_ONCE_SHARE
-from streamcheck.judge import TIMING_KINDS, findings_of, plainest
+from streamcheck.judge import TIMING_KINDS, findings_of, plainest, tells_delay
 from streamcheck.kinds import PORTIONS
 from streamcheck.model import Finding, Hop, Observation
 
@@ -75,7 +75,9 @@ class Doubts:
             same = found.kind in now or (
                 found.kind in (*PORTIONS, "compression_held") and bool(portions)
             )
-            if same and _is_excused(found.kind, seen):
+            if (same and _is_excused(found.kind, seen)) or (
+                found.kind == "delayed" and not tells_delay(seen)
+            ):
                 # An answer that came well is a proof on any machine; this one is none, and what
                 # kept the machine busy, a service that starts perhaps, may soon be over.
                 self._asker.pause(tried)

@@ -23,6 +23,8 @@ HELD_SECONDS = 0.012
 Nagle's algorithm with delayed acknowledgements (40 ms) does it with 20 ms."""
 ADDED_SECONDS = 0.030
 """Every event later by this on the way through one machine: something waits on purpose."""
+FEWEST_EVENTS = 8
+"""Of fewer events nothing is said about when they came."""
 AT_ONCE_SHARE = 0.3
 """An answer that comes in this share of the time it was made in was held and let go."""
 POWERS = tuple(1 << n for n in range(11, 20))
@@ -69,7 +71,7 @@ class Plan:
 def judge(seen: Observation, plan: Plan) -> list[Finding]:
     """Say how the way broke the emission; nothing when it streamed."""
     found = [*_ending(seen, plan), *_contents(seen), *_protocol(seen)]
-    if len(seen.numbered) >= 8 and not plan.silence_seconds:
+    if len(seen.numbered) >= FEWEST_EVENTS and not plan.silence_seconds:
         found += _delays(seen, plan)
     return found
 
@@ -193,19 +195,27 @@ def _first_held(seen: Observation, plan: Plan) -> list[Finding]:
     return []
 
 
-def _added(seen: Observation) -> list[Finding]:
-    """A delay that is the same for every event shows only where both ends share one clock, or
+def added_seconds(seen: Observation) -> float | None:
+    """Return how much later than it was sent an event came, the median; None where none can tell.
+
+    A delay that is the same for every event shows only where both ends share one clock, or
     where there is no distance that could be its reason.
     """
+    if len(seen.numbered) < FEWEST_EVENTS:
+        return None
     started, boot = seen.start.get("started_monotonic"), _boot()
     if boot and seen.start.get("boot") == boot and isinstance(started, int | float):
         shift = seen.requested_at - started
     elif seen.is_near:
         shift = 0.0  # The emission began when the request was sent, or a moment later.
     else:
-        return []
-    added = statistics.median(shift + event.at - event.sent for event in seen.numbered)
-    if added < ADDED_SECONDS:
+        return None
+    return statistics.median(shift + event.at - event.sent for event in seen.numbered)
+
+
+def _added(seen: Observation) -> list[Finding]:
+    added = added_seconds(seen)
+    if added is None or added < ADDED_SECONDS:
         return []
     return [
         Finding(

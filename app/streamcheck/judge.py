@@ -75,7 +75,13 @@ def _always_late(hop: Hop, raw: list[tuple[Finding, Observation]], seen: Observa
     """
     source = seen.way.source
     late = sum(f.kind == "delayed" and s.way.source == source for f, s in raw)
-    return late == len(hop.of(source)) and (source == "emitter" or not hop.of("emitter"))
+    telling = sum(tells_delay(each) for each in hop.of(source))
+    return late == telling and (source == "emitter" or not hop.of("emitter"))
+
+
+def tells_delay(seen: Observation) -> bool:
+    """Whether an answer could show a delay: on a slow moment's connection the emitter's cannot."""
+    return seen.way.source != "emitter" or emission.added_seconds(seen) is not None
 
 
 def _order(found: Finding) -> tuple[int, int]:

@@ -22,9 +22,9 @@ from hypothesis import given
 from streamcheck import chain, doubts, emission, features, generation, judge, kinds, noise, report
 from streamcheck.decode import LARGEST_STEP_BYTES, CodingError, decoder
 from streamcheck.emission import Plan
-from streamcheck.model import Arrival, CheckError, Hop, Numbered, Observation, Target, Way
+from streamcheck.model import CheckError, Hop, Observation, Target
 from streamcheck.sse import LONGEST_EVENT_BYTES, Parser, TooLongError
-from streamcheck_kit import answered, steady
+from streamcheck_kit import PLAN, answered, emitted, steady
 
 _NOW = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC)
 STREAM = 'id: 1\ndata: {"a": "\u2028"}\n\n: beat\n\ndata: x\ndata: y\r\n\r\nevent: end\ndata:z\n\n'
@@ -102,25 +102,6 @@ def test_what_is_not_as_it_says_is_refused() -> None:
 
 
 # Observations made by hand -------------------------------------------------------------------
-
-PLAN = Plan("run", events=100, paces_ms=(5, 15), lead_ms=200)
-
-
-def emitted(arrives: Callable[[float], float], **more: Any) -> Observation:
-    """An emission of PLAN whose event sent at s arrives at arrives(s)."""
-    due, times = PLAN.lead_ms / 1000, []
-    for n in range(PLAN.events):
-        due += PLAN.paces_ms[n * 2 // PLAN.events] / 1000
-        times.append(due)
-    seen = Observation(Way("emitter"), 200, "1.1", {"content-type": "text/event-stream"})
-    seen.numbered = [Numbered(n + 1, s, s, arrives(s)) for n, s in enumerate(times)]
-    seen.arrivals = [Arrival(0.001, 8, 8, 0)]
-    seen.arrivals += [Arrival(event.at, 300, 300, 1) for event in seen.numbered]
-    seen.first_byte_seconds = seen.headers_seconds = 0.001
-    seen.first_token_seconds = seen.numbered[0].at
-    seen.end_seconds, seen.ended, seen.events, seen.comments = 2.0, "terminal", PLAN.events, 1
-    seen.digest_right, seen.start = True, {"request": {"http_version": "1.1"}}
-    return dataclasses.replace(seen, **more)
 
 
 def found(seen: Observation) -> list[str]:
