@@ -31,8 +31,8 @@ class Cost:
 ANSWER_TOKENS = 300
 """A usual answer's length; a shorter one makes each of its tokens dearer."""
 NGINX = Cost(32e-6, 0.6e-3)
-BACKEND = Cost(70e-6, 3e-3)
-GATEWAY = Cost(105e-6, 12e-3)
+BACKEND = Cost(72e-6, 3e-3)
+GATEWAY = Cost(90e-6, 12e-3)
 BACKEND_WORKERS = 1
 """Limits and resumable streams live in one process's memory."""
 BUSY_SHARE = 0.5

@@ -75,7 +75,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--quiet", action="store_true", help="no progress, the verdict only")
     # fmt: on
     # For the kit itself: on the server, and between the server and the laptop.
-    for name in ("--chain", "--service", "--inner", "--keep"):
+    for name in ("--chain", "--service", "--told", "--keep"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--progress", action="store_true", help=argparse.SUPPRESS)
     for name in ("--watch-engine", "--unless-proved"):
@@ -91,17 +91,34 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _key(args: argparse.Namespace) -> str:
+def _told(path: Path | None) -> dict[str, Any]:
+    """Return what a run of site.yml tells: `key`, and the report `inner` of the hops inside.
+
+    By one file, since it comes by standard input: a key is nothing for a list of processes, and a
+    file of its own would be one to clear away. Raises CheckError.
+    """
+    if path is None:
+        return {}
+    try:
+        told = json.loads(path.read_bytes())
+        return {"key": str(told["key"]), "inner": dict(told["inner"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckError(f"{path} holds no key and report of the inner hops") from None
+
+
+def _key(args: argparse.Namespace, told: dict[str, Any]) -> str:
+    if told:
+        return str(told["key"]).strip()
     if args.key_file:
         return chains.read_key(args.key_file)
     return os.environ.get(chains.KEY_VARIABLE, "").strip()
 
 
-def _chain(args: argparse.Namespace) -> Chain:
+def _chain(args: argparse.Namespace, told: dict[str, Any]) -> Chain:
     """Return the chain that the command line means. Raises CheckError."""
     if args.chain:
         return chains.from_file(args.chain)
-    key = _key(args)
+    key = _key(args, told)
     if args.hop:
         pairs = [hop.partition("=") for hop in args.hop]
         if not all(name and url for name, _, url in pairs):
@@ -115,7 +132,7 @@ def _chain(args: argparse.Namespace) -> Chain:
     if args.target and "://" in args.target:
         return chains.from_addresses({"public": args.target}, key, args.ca, args.model)
     path = args.service or _service(args)
-    outside_only = args.outside or bool(args.inner)
+    outside_only = args.outside or bool(told)
     return chains.from_service(path, key, address=args.address, outside_only=outside_only)
 
 
@@ -152,12 +169,6 @@ def _text(path: Path) -> str:
 
 def _inner(args: argparse.Namespace, chain: Chain, progress: Progress) -> dict[str, Any] | None:
     """Return the report of the hops inside the server, if they are to be asked."""
-    if args.inner:
-        try:
-            told: dict[str, Any] = json.loads(args.inner.read_bytes())
-            return told
-        except (OSError, ValueError):
-            raise CheckError(f"{args.inner} holds no report of the inner hops") from None
     if not chain.ssh:
         return None
     more = [f"--silence={args.silence:g}", f"--tokens={args.tokens}"]
@@ -168,13 +179,14 @@ def _inner(args: argparse.Namespace, chain: Chain, progress: Progress) -> dict[s
 def _check(args: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Walk and return the report. Raises CheckError."""
     started, began = datetime.datetime.now(datetime.UTC), time.monotonic()
-    chain = _chain(args)
+    given = _told(args.told)
+    chain = _chain(args, given)
     asker = Asker(chain.model, args.tokens)
     walk = Walk(chain.hops, asker, progress.say, args.silence)
     walk.begin()
     more = deep.Deep(walk, args.deep)
     more.begin()
-    inner = _inner(args, chain, progress)
+    inner = given["inner"] if given else _inner(args, chain, progress)
     entries: list[dict[str, Any]] = list(inner["hops"]) if inner else []
     checks: list[dict[str, Any]] = list(inner["checks"]) if inner else []
     notes: list[str] = list(inner["notes"]) if inner else []

@@ -80,37 +80,74 @@ class Walk:
     def _look(self, hop: Hop, behind: Hop | None, *, brief: bool) -> None:
         target = hop.target
         offered = {HTTP1, HTTP2}
-        for way in self._ways(target, brief):
-            if way.protocol not in offered:
-                continue
-            self.say(f"{target.name}: {way}")
-            try:
-                seen = self.asker.generation(target, way)
-                while hop is self.hops[0] and not hop.observations and self.asker.lengthen(seen):
-                    seen = self.asker.generation(target, way)
-            except NotOfferedError:
-                offered.discard(way.protocol)
-                continue
-            except CheckError as error:
-                hop.error = str(error)
-                return
-            if not hop.observations and (why := no_stream(seen)):
+        try:
+            why = self._look_at_generations(hop, behind, brief=brief, offered=offered)
+            if why:
                 hop.error = f"{target.title} ({target.url}): {why}"
                 if self.asker.model == ANY_MODEL:
                     hop.error += "; is this the address of an OpenAI-compatible API?"
                 return
-            hop.observations.append(seen)
-        if self.asker.has_emitter(target):
-            try:
+            if self.asker.has_emitter(target):
                 self._look_at_emissions(hop, brief=brief, protocols=offered)
-            except (CheckError, NotOfferedError) as error:
-                hop.error = str(error)
-                return
+        except (CheckError, NotOfferedError) as error:
+            hop.error = str(error)
+            return
         hop.findings = judge(hop, behind, self.asker.plan)
         if (kept := self.asker.cached.get(target.name)) and "cached" not in {
             found.kind for found in hop.findings
         }:
             hop.findings.insert(0, kept)
+
+    def _look_at_generations(
+        self, hop: Hop, behind: Hop | None, *, brief: bool, offered: set[str]
+    ) -> str | None:
+        """Ask the model; return why nothing can be judged. What is not offered leaves `offered`."""
+        left = list(self._ways(hop.target, brief))
+        while left and not hop.observations:
+            seen = self._generation(hop, left.pop(0), offered)
+            while seen and hop is self.hops[0] and self.asker.lengthen(seen):
+                seen = self.asker.generation(hop.target, seen.way)
+            if seen and (why := no_stream(seen)):
+                return why
+            hop.observations += [seen] if seen else []
+        if behind is None and len(left) > 1:
+            hop.observations += self._at_once(hop, left, offered)
+        else:
+            # Their pace is held to that of the hop behind, so they must not slow one another.
+            answers = (self._generation(hop, way, offered) for way in left)
+            hop.observations += [seen for seen in answers if seen]
+        return None
+
+    def _generation(self, hop: Hop, way: Way, offered: set[str]) -> Observation | None:
+        if way.protocol not in offered:
+            return None
+        self.say(f"{hop.target.name}: {way}")
+        try:
+            return self.asker.generation(hop.target, way)
+        except NotOfferedError:
+            offered.discard(way.protocol)
+            return None
+
+    def _at_once(self, hop: Hop, ways: list[Way], offered: set[str]) -> list[Observation]:
+        """Ask in several ways beside each other; alone where that was too many for somebody."""
+        self.say(f"{hop.target.name}: {len(ways)} more ways at once")
+
+        def ask(way: Way) -> Observation | None:
+            try:
+                return self.asker.generation(hop.target, way)
+            except NotOfferedError:
+                offered.discard(way.protocol)
+            except CheckError:
+                pass  # Asked for again below, which says why.
+            return None
+
+        with ThreadPoolExecutor(len(ways)) as pool:
+            asked = list(pool.map(ask, ways))
+        again = [
+            seen if seen and seen.status == 200 else self._generation(hop, way, offered)
+            for way, seen in zip(ways, asked, strict=True)
+        ]
+        return [seen for seen in again if seen]
 
     def _look_at_emissions(self, hop: Hop, *, brief: bool, protocols: set[str]) -> None:
         ways = [dataclasses.replace(w, source="emitter") for w in self._ways(hop.target, brief)]

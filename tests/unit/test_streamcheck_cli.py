@@ -276,6 +276,27 @@ def test_the_servers_of_an_inventory(
     assert "run ./millrace site again" in refused(capsys, f"-i{tmp_path}/hosts.yml", "two")
 
 
+def test_a_run_tells_the_key_and_what_the_server_saw(
+    capsys: pytest.CaptureFixture[str], engine: EngineStandin, tmp_path: Path
+) -> None:
+    """By one file, as roles/verify gives it on standard input; the key file may be a vault's."""
+    service, told = tmp_path / "service.json", tmp_path / "told"
+    service.write_text(json.dumps({"url": engine.url, "ca": "", "model": "standin", "ssh": ["no"],
+                                   "key_file": "/nonexistent"}))  # fmt: skip
+    code, out, _ = run(capsys, f"--hop=nginx={engine.url}", "--model=standin", "--json")
+    assert code == 0
+    inner = json.loads(out)
+    told.write_text(json.dumps({"key": "k\n", "inner": inner}))
+    code, out, _ = run(capsys, f"--service={service}", f"--told={told}", "--json")
+    assert code == 0
+    assert [hop["name"] for hop in json.loads(out)["hops"]] == ["nginx", "public"]
+    for wrong in ("", "[]", '{"key": "k"}', '{"key": "k", "inner": 3}'):
+        told.write_text(wrong)
+        assert "holds no key" in refused(capsys, f"--service={service}", f"--told={told}")
+    told.write_text(json.dumps({"key": "k", "inner": {**inner, "verdict": "unreachable"}}))
+    assert run(capsys, f"--service={service}", f"--told={told}", "--quiet")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("script", "told"),
     [
