@@ -152,10 +152,9 @@ def downgraded(what: str) -> Finding:
 
 
 def _delays(seen: Observation, plan: Plan) -> list[Finding]:
-    delays = features.delays(seen)
-    middle = statistics.median(delays)
-    if middle < HELD_SECONDS:
+    if not _is_shaken(seen):
         return [*_first_held(seen, plan), *_added(seen)]
+    delays = features.delays(seen)
     tail = delays[3 * len(delays) // 4 :]
     if min(tail) > 0.5 * max(delays) and min(tail) > 0.1:
         rate = sum(a.size for a in seen.arrivals) / (seen.arrivals[-1].at or 1)
@@ -199,9 +198,10 @@ def added_seconds(seen: Observation) -> float | None:
     """Return how much later than it was sent an event came, the median; None where none can tell.
 
     A delay that is the same for every event shows only where both ends share one clock, or
-    where there is no distance that could be its reason.
+    where there is no distance that could be its reason; and in no answer that was shaken on its
+    way.
     """
-    if len(seen.numbered) < FEWEST_EVENTS:
+    if len(seen.numbered) < FEWEST_EVENTS or _is_shaken(seen):
         return None
     started, boot = seen.start.get("started_monotonic"), _boot()
     if boot and seen.start.get("boot") == boot and isinstance(started, int | float):
@@ -211,6 +211,10 @@ def added_seconds(seen: Observation) -> float | None:
     else:
         return None
     return statistics.median(shift + event.at - event.sent for event in seen.numbered)
+
+
+def _is_shaken(seen: Observation) -> bool:
+    return statistics.median(features.delays(seen)) >= HELD_SECONDS
 
 
 def _added(seen: Observation) -> list[Finding]:

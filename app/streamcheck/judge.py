@@ -80,7 +80,7 @@ def _always_late(hop: Hop, raw: list[tuple[Finding, Observation]], seen: Observa
 
 
 def tells_delay(seen: Observation) -> bool:
-    """Whether an answer could show a delay: on a slow moment's connection the emitter's cannot."""
+    """Whether an answer could show a delay; from afar or in a busy moment the emitter cannot."""
     return seen.way.source != "emitter" or emission.added_seconds(seen) is not None
 
 

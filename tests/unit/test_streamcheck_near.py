@@ -16,6 +16,7 @@ from streamcheck_kit import PLAN, emitted
 
 LATE = emitted(lambda s: s + 0.041, is_near=True)
 UNTOLD = emitted(lambda s: s + 0.041)
+SHAKEN = emitted(lambda s: s + 0.041 + (s * 997 % 1) * 0.030, is_near=True)
 IN_TIME = emitted(lambda s: s, is_near=True)
 PROXY = Target("public", "the proxy", "http://p/v1", origin="http://n")
 
@@ -26,13 +27,19 @@ def kinds_of(*observations: Observation) -> list[str]:
 
 def test_what_cannot_tell_a_delay_does_not_deny_it() -> None:
     assert kinds_of(LATE, UNTOLD, LATE) == ["delayed"]
+    assert kinds_of(LATE, SHAKEN, LATE) == ["delayed"]
     assert kinds_of(LATE, IN_TIME, LATE) == []
     assert kinds_of(UNTOLD, UNTOLD) == []
 
 
 @pytest.mark.parametrize(
     ("again", "settled"),
-    [([LATE], "delayed"), ([UNTOLD, LATE], "delayed"), ([IN_TIME], ""), ([UNTOLD], "a doubt")],
+    [
+        ([LATE], "delayed"),
+        ([UNTOLD, SHAKEN, LATE], "delayed"),
+        ([IN_TIME], ""),
+        ([UNTOLD], "a doubt"),
+    ],
 )
 def test_a_delay_is_settled_by_what_can_tell(again: list[Observation], settled: str) -> None:
     answers = iter(again + again[-1:] * 6)
