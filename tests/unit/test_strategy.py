@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unit_kit import ROOT
 
 PLAY = """
 - hosts: all
@@ -67,3 +69,10 @@ def test_a_task_leaves_nothing_to_the_next_in_the_same_python(
     (tmp_path / "play.yml").write_text(UMASK)
     settings = json.dumps({"there": str(tmp_path / "there"), "me": str(os.getuid())})
     playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", settings)
+
+
+def test_no_connection_is_spent_on_looking_for_a_python() -> None:
+    """Mitogen makes one for each name that Ansible knows, and on this machine itself fails."""
+    told = configparser.ConfigParser()
+    told.read(ROOT / "ansible.cfg")
+    assert told["defaults"]["interpreter_python"] == "/usr/bin/python3"
