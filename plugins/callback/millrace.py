@@ -8,6 +8,7 @@ are printed by Ansible's own code, so nothing is hidden and `no_log` holds.
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
@@ -31,6 +32,11 @@ QUIET_SECONDS = 15.0
 """Where output is no terminal: how long a task may run before a line says it still does."""
 TICK_SECONDS = 0.5
 OUR_REFUSALS = ("fail", "assert", "job_progress")
+NO_PYTHON = re.compile(
+    r"/python[\d.]*[\\']*:? (was )?(not found|No such file)"
+    r"|No such file or directory: [\\']*\S*/python[\d.]*"
+)
+"""In the shell's words, in Ansible's, in Python's. A later task may lack another one."""
 SLOWEST_SHOWN = 5
 SLOW_SECONDS = 5.0
 
@@ -206,11 +212,22 @@ class CallbackModule(DefaultCallback):  # type: ignore[misc]
                 self._say(f"          {line}", color=C.COLOR_ERROR)
             return
         super().v2_runner_on_failed(result, ignore_errors)
+        if result.task.action.split(".")[-1] == "gather_facts":
+            self._help_with_python(result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Name the task, then let Ansible print why the host is out of reach."""
         self._settle()
         super().v2_runner_on_unreachable(result)
+        self._help_with_python(result)
+
+    def _help_with_python(self, result: Any) -> None:
+        if NO_PYTHON.search(str(result.result)):
+            self._say(
+                f"          {self.host_label(result)} has no Python, by which Ansible works. "
+                "As root there, once: apt-get update && apt-get install -y python3",
+                color=C.COLOR_ERROR,
+            )
 
     def v2_runner_retry(self, result: Any) -> None:
         """Show what a polled job reports of itself."""

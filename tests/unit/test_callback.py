@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,37 @@ def test_check_mode_is_said(playbook: Callable[..., Any], tmp_path: Path) -> Non
     book.write_text("- {name: Look, hosts: all, gather_facts: false, tasks: []}\n")
     done = playbook("-i", "brook,", "--check", str(book), check=False)
     assert "nothing is changed" in done.stdout
+
+
+NO_PYTHON = """
+- hosts: all
+  strategy: {strategy}
+  gather_facts: {facts}
+  tasks:
+    - name: Use one that is elsewhere
+      ansible.builtin.command: {{argv: [/none/python3]}}
+      vars: {{ansible_python_interpreter: "{python}"}}
+"""
+HELP = "brook has no Python, by which Ansible works."
+
+
+@pytest.mark.parametrize("strategy", ["mitogen_or_linear", "ansible.builtin.linear"])
+def test_a_server_without_python_is_told_how_to_get_one(
+    playbook: Callable[..., Any], tmp_path: Path, strategy: str
+) -> None:
+    play = NO_PYTHON.format(strategy=strategy, facts="true", python="/none/python3")
+    (tmp_path / "play.yml").write_text(play)
+    arguments = ("-i", "brook,", str(tmp_path / "play.yml"))
+    done = playbook(*arguments, "-e", "ansible_python_interpreter=/none/python3", check=False)
+    assert HELP in done.stdout, done.stdout
+    assert "apt-get install -y python3" in done.stdout
+
+
+def test_a_task_that_lacks_a_python_of_its_own_is_not_the_server(
+    playbook: Callable[..., Any], tmp_path: Path
+) -> None:
+    play = NO_PYTHON.format(strategy="mitogen_or_linear", facts="false", python=sys.executable)
+    (tmp_path / "play.yml").write_text(play)
+    done = playbook("-i", "brook,", str(tmp_path / "play.yml"), check=False)
+    assert "/none/python3" in done.stdout
+    assert HELP not in done.stdout
