@@ -8,6 +8,8 @@ lacks it, a run does the same things in the same order, and takes longer.
 from __future__ import annotations
 
 import functools
+import importlib.machinery
+import types
 
 from ansible.plugins.strategy.linear import StrategyModule as Linear
 
@@ -24,6 +26,8 @@ try:
     import ansible_mitogen.loaders
     import ansible_mitogen.module_finder
     import ansible_mitogen.strategy
+    import mitogen.master
+    import mitogen.minify
 except ImportError:
 
     class StrategyModule(Linear):
@@ -33,6 +37,23 @@ else:
     # Mitogen's own policy binds each process to a core, and with it what a task starts on this
     # machine: a server of the sandbox would live on one core for ever.
     ansible_mitogen.affinity.policy = ansible_mitogen.affinity.Policy()
+
+    def kept_code(source: bytes, path: str, mode: str) -> types.CodeType:
+        """Return the code of the module at `path`, as Python keeps it in __pycache__."""
+        try:
+            code = importlib.machinery.SourceFileLoader("", path).get_code("")
+        except (OSError, ImportError, SyntaxError, ValueError):
+            code = None
+        return code or compile(source, path, mode)
+
+    def whole(source: str | bytes) -> str:
+        """Return a source as it is, for a server to read."""
+        return source if isinstance(source, str) else source.decode()
+
+    # What is sent to a server is compiled to be searched for imports, and rid of its comments, in
+    # each run anew: a second and a half of this machine's, for 40 KB less on the line.
+    mitogen.master.compile = kept_code
+    mitogen.minify.minimize_source = whole
 
     # Whatever a module imports is compiled to be searched for imports: for each module anew nearly
     # all of Ansible's library. A name in that module stands before the built-in of the same name.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,39 @@ def test_a_task_leaves_nothing_to_the_next_in_the_same_python(
     (tmp_path / "play.yml").write_text(UMASK)
     settings = json.dumps({"there": str(tmp_path / "there"), "me": str(os.getuid())})
     playbook("-i", "brook,", str(tmp_path / "play.yml"), "-e", settings)
+
+
+KEPT = """
+import importlib.util, json, py_compile, sys
+spec = importlib.util.spec_from_file_location("ours", sys.argv[1])
+spec.loader.exec_module(importlib.util.module_from_spec(spec))
+import mitogen.imports, mitogen.master, mitogen.minify
+
+def imported(source, path):
+    code = mitogen.master.compile(source, path, "exec")
+    return [name for _, name, _ in mitogen.imports.codeobj_imports(code)]
+
+path, told = sys.argv[2], []
+for source in (b"import json\\n", b"import csv, io\\n"):
+    open(path, "wb").write(source)
+    told.append(imported(source, path))
+    py_compile.compile(path)
+    told.append(imported(b"never looked at", path))
+told.append(imported(b"import zlib\\n", path + ".gone"))
+print(json.dumps([told, mitogen.minify.minimize_source(b"# Why.\\n")]))
+"""
+
+
+def test_imports_are_those_of_the_file_as_it_is(tmp_path: Path) -> None:
+    """Mitogen sends what a module imports along with it."""
+    arguments = [str(ROOT / "plugins/strategy/mitogen_or_linear.py"), str(tmp_path / "module.py")]
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT, *arguments], capture_output=True, text=True, check=True
+    )
+    (first, again, changed, once_more, gone), source = json.loads(done.stdout)
+    assert first == again == ["json"]
+    assert changed == once_more == ["csv", "io"]
+    assert (gone, source) == (["zlib"], "# Why.\n")
 
 
 def test_no_connection_is_spent_on_looking_for_a_python() -> None:
