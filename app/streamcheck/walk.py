@@ -111,7 +111,12 @@ class Walk:
                 return why
             hop.observations += [seen] if seen else []
         if behind is None and len(left) > 1:
-            hop.observations += self._at_once(hop, left, offered)
+            self.say(f"{hop.target.name}: {len(left)} more ways at once")
+            hop.observations += _beside_each_other(
+                left,
+                lambda way: self.asker.generation(hop.target, way),
+                lambda way: self._generation(hop, way, offered),
+            )
         else:
             # Their pace is held to that of the hop behind, so they must not slow one another.
             answers = (self._generation(hop, way, offered) for way in left)
@@ -128,27 +133,6 @@ class Walk:
             offered.discard(way.protocol)
             return None
 
-    def _at_once(self, hop: Hop, ways: list[Way], offered: set[str]) -> list[Observation]:
-        """Ask in several ways beside each other; alone where that was too many for somebody."""
-        self.say(f"{hop.target.name}: {len(ways)} more ways at once")
-
-        def ask(way: Way) -> Observation | None:
-            try:
-                return self.asker.generation(hop.target, way)
-            except NotOfferedError:
-                offered.discard(way.protocol)
-            except CheckError:
-                pass  # Asked for again below, which says why.
-            return None
-
-        with ThreadPoolExecutor(len(ways)) as pool:
-            asked = list(pool.map(ask, ways))
-        again = [
-            seen if seen and seen.status == 200 else self._generation(hop, way, offered)
-            for way, seen in zip(ways, asked, strict=True)
-        ]
-        return [seen for seen in again if seen]
-
     def _look_at_emissions(self, hop: Hop, *, brief: bool, protocols: set[str]) -> None:
         ways = [dataclasses.replace(w, source="emitter") for w in self._ways(hop.target, brief)]
         if not brief:
@@ -156,19 +140,11 @@ class Walk:
         ways = [way for way in ways if way.protocol in protocols]
         self.say(f"{hop.target.name}: the emitter, in {len(ways)} ways at once")
 
-        # Beside each other: it is the clock that they wait for. What looks wrong is asked for
-        # again, alone.
-        def ask(way: Way) -> Observation | None:
-            try:
-                return self.asker.emission(hop.target, way, self.asker.plan)
-            except (CheckError, NotOfferedError):
-                return None  # Too many at once, perhaps.
+        def ask(way: Way) -> Observation:
+            return self.asker.emission(hop.target, way, self.asker.plan)
 
-        with ThreadPoolExecutor(len(ways)) as pool:
-            asked = list(pool.map(ask, ways))
-        for way, seen in zip(ways, asked, strict=True):
-            seen = seen or self.asker.emission(hop.target, way, self.asker.plan)
-            hop.observations.append(seen)
+        # It is the clock that they wait for. What looks wrong is asked for again, alone.
+        hop.observations += _beside_each_other(ways, ask, ask)
 
     # Silence --------------------------------------------------------------------------------
 
@@ -191,3 +167,25 @@ class Walk:
                 first = dataclasses.replace(found[0], ways=(str(seen.way),), source="emitter")
                 # What else is wrong there, a truncation above all, may have cut it as well.
                 quiet.hop.findings = [*quiet.hop.findings, first]
+
+
+def _beside_each_other(
+    ways: list[Way],
+    ask: Callable[[Way], Observation],
+    alone: Callable[[Way], Observation | None],
+) -> list[Observation]:
+    """Ask in several ways at once; one by one where that was too many for somebody."""
+
+    def attempt(way: Way) -> Observation | None:
+        try:
+            return ask(way)
+        except (CheckError, NotOfferedError):
+            return None  # Asked for again below, which says why.
+
+    with ThreadPoolExecutor(len(ways)) as pool:
+        asked = list(pool.map(attempt, ways))
+    again = [
+        seen if seen and seen.status == 200 else alone(way)
+        for way, seen in zip(ways, asked, strict=True)
+    ]
+    return [seen for seen in again if seen]
