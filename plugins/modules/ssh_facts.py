@@ -15,7 +15,10 @@ module: ssh_facts
 short_description: Observe the ssh session, authorized keys, and OpenSSH's algorithms
 description:
   - Read-only. C(session) is empty where the run did not come through ssh.
-options: {}
+options:
+  drop_in:
+    description: A file whose text is told, empty where there is none.
+    type: path
 author: Millrace
 """
 
@@ -83,9 +86,17 @@ def host_keys(module: AnsibleModule) -> dict[str, int]:
     return found
 
 
+def text(file: str | None) -> str:
+    """Return what is in a file; nothing where there is none."""
+    try:
+        return Path(file).read_text(errors="replace") if file else ""
+    except OSError:
+        return ""
+
+
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module = AnsibleModule(argument_spec={"drop_in": {"type": "path"}}, supports_check_mode=True)
     came = session(os.getpid())
     user = str(came.get("user") or os.environ.get("SUDO_USER") or pwd.getpwuid(os.getuid()).pw_name)
     try:
@@ -114,6 +125,7 @@ def main() -> None:
         },
         host_keys=host_keys(module),
         effective=effective,
+        drop_in=text(module.params["drop_in"]),
     )
 
 

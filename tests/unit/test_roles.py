@@ -188,9 +188,36 @@ def test_every_file_of_tasks_is_used(role: str) -> None:
 def test_every_role_of_a_playbook_exists_and_has_its_tag(playbook: Path) -> None:
     for play in load(playbook):
         for entry in play.get("roles", []):
-            name = entry if isinstance(entry, str) else entry["role"]
-            assert name in ROLES
-            assert set(entry["tags"]) <= {name, "always"}, "a tag is its role's name"
+            assert entry["role"] in ROLES
+            assert set(entry["tags"]) <= {entry["role"], "always"}, "a tag is its role's name"
+        for task in [*play.get("pre_tasks", []), *play.get("tasks", [])]:
+            for verb in ("ansible.builtin.import_role", "ansible.builtin.include_role"):
+                if named := task.get(verb):
+                    assert named["name"] in ROLES
+                    assert set(task["tags"]) <= {named["name"], "always"}
+                    applied = named.get("apply", {}).get("tags", task["tags"])
+                    assert applied == task["tags"], "what is included has the tag of its include"
+
+
+def test_arguments_of_roles_are_checked_before_any_task_of_theirs() -> None:
+    """They are not checked role by role, which costs a task for each."""
+    checked = {"name": "preflight", "tasks_from": "decide", "apply": {"tags": ["always"]}}
+    for book in load(ROOT / "site.yml"):
+        for play in load(ROOT / book["ansible.builtin.import_playbook"]):
+            first, *_ = play["tasks"]
+            if first["ansible.builtin.import_role"]["name"] == "preflight":
+                continue
+            _, decides, *_ = play["pre_tasks"]
+            assert decides["ansible.builtin.include_role"] == checked, play["name"]
+            assert decides["when"] == "millrace_plan is not defined"
+
+
+def test_a_module_can_go_on_in_another_python() -> None:
+    """Where it runs in ours, apt's has to: over Mitogen it cannot."""
+    for playbook in PLAYBOOKS:
+        for play in load(playbook):
+            if "ansible_python_interpreter" in play.get("vars", {}):
+                assert play["strategy"] == "ansible.builtin.linear", playbook.name
 
 
 def test_site_imports_every_playbook_that_changes_a_server() -> None:

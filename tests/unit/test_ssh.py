@@ -42,6 +42,12 @@ def test_refuses(settings: dict[str, Any], told: str) -> None:
     assert told in problem
 
 
+def test_tells_a_file_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "drop-in").write_text("Port 22\n")
+    assert ssh_facts.text(str(tmp_path / "drop-in")) == "Port 22\n"
+    assert ssh_facts.text(str(tmp_path / "none")) == ssh_facts.text(None) == ""
+
+
 def test_keys_are_looked_for_where_sshd_does(tmp_path: Path) -> None:
     pattern = ".ssh/authorized_keys /etc/keys/%u %h/more 100%%"
     assert ssh_facts.key_files(pattern, "ann", "/home/ann") == [
