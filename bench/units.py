@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Unit:
-    """The command and the environment of a service."""
+    """The command, as it is to be scheduled, and the environment of a service."""
 
     command: tuple[str, ...]
     environment: dict[str, str]
@@ -34,5 +34,8 @@ def read_unit(text: str, instance: str = "", credentials: str = "") -> Unit:
             environment[name] = value
     if credentials:
         environment["CREDENTIALS_DIRECTORY"] = credentials
+    # The only policy that a unit of ours names.
+    batch = re.search(r"^CPUSchedulingPolicy=batch$", text, re.M)
+    scheduling = ("chrt", "--batch", "0") if batch else ()
     names = re.findall(r"^LoadCredential=([^:\n]+):", text, re.M)
-    return Unit(tuple(command[1].split()), environment, tuple(names))
+    return Unit((*scheduling, *command[1].split()), environment, tuple(names))

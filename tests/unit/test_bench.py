@@ -278,6 +278,8 @@ def test_a_unit_is_read_as_systemd_reads_it() -> None:
     assert unit.command == ("/bin/it", "--config", "/run/c/key", "--as", "a")
     assert unit.environment == {"A": "1", "B": "x=y", "C": "a", "CREDENTIALS_DIRECTORY": "/run/c"}
     assert unit.credentials == ("key",)
+    batch = read_unit("[Service]\nCPUSchedulingPolicy=batch\nExecStart=/bin/it\n")
+    assert batch.command == ("chrt", "--batch", "0", "/bin/it")
     with pytest.raises(ValueError, match="ExecStart"):
         read_unit("[Service]\n")
 

@@ -808,6 +808,17 @@ def test_an_engine_on_cards_opens_them_and_no_other_device(rendered: Path, machi
 
 
 @ALL
+@pytest.mark.parametrize("name", ["millrace-backend@", "millrace-litellm"])
+def test_what_relays_takes_its_turn_where_the_engine_is_on_cards(
+    rendered: Path, machine: str, name: str
+) -> None:
+    """Beside an engine that computes on the processor it would wait for it."""
+    service = settings(read(rendered, machine, f"systemd/{name}.service"), "Service")
+    on_cards = plan_for(machine)["engines"][0]["device"] == "cuda"
+    assert service.get("CPUSchedulingPolicy") == (["batch"] if on_cards else None)
+
+
+@ALL
 def test_the_guard_makes_devices_where_cards_serve(rendered: Path, machine: str) -> None:
     service = settings(read(rendered, machine, GUARD), "Service")
     on_cards = plan_for(machine)["engines"][0]["device"] == "cuda"
