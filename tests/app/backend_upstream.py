@@ -42,6 +42,11 @@ class Received:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     gone_at: float = 0.0
 
+    def leave(self) -> None:
+        """Note that the other side has closed."""
+        self.gone_at = self.gone_at or time.monotonic()
+        self.gone.set()
+
     @property
     def is_probe(self) -> bool:
         return self.headers.get("x-request-id", "").startswith("ready-")
@@ -193,6 +198,10 @@ class Upstream:
         script = self.probe_script if request.is_probe else self.script
         try:
             await script(request, answer)
+        except OSError:
+            # Who writes may hear of it before who watches.
+            request.leave()
+            raise
         finally:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -204,5 +213,4 @@ async def _watch(reader: asyncio.StreamReader, request: Received) -> None:
     with contextlib.suppress(OSError):
         while await reader.read(1):
             pass
-    request.gone_at = time.monotonic()
-    request.gone.set()
+    request.leave()
