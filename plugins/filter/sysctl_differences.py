@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,6 +23,12 @@ def sysctl_differences(wanted: str, told: str) -> list[str]:
     return found
 
 
+def sysctl_pattern(wanted: str) -> str:
+    """Return what `sysctl --pattern` takes: the keys of a sysctl.d file, and no others."""
+    keys = (re.escape(key).replace(r"\*", ".*") for key, _ in _pairs(wanted))
+    return f"^({'|'.join(keys)})$"
+
+
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
     """Yield keys and values; several numbers in a value come apart by one space."""
     for line in text.splitlines():
@@ -31,8 +38,8 @@ def _pairs(text: str) -> Iterator[tuple[str, str]]:
 
 
 class FilterModule:
-    """Ansible's way to find the filter."""
+    """Ansible's way to find the filters."""
 
     def filters(self) -> dict[str, Any]:
-        """Return the filter by name."""
-        return {"sysctl_differences": sysctl_differences}
+        """Return the filters by name."""
+        return {"sysctl_differences": sysctl_differences, "sysctl_pattern": sysctl_pattern}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sysctl_differences import sysctl_differences
+import re
+
+from sysctl_differences import sysctl_differences, sysctl_pattern
 
 WANTED = """
 # A comment = with a sign
@@ -39,3 +41,11 @@ def test_a_value_is_the_whole_of_it() -> None:
 
 def test_what_the_kernel_does_not_have_is_none() -> None:
     assert sysctl_differences(WANTED, "") == []
+
+
+def test_the_pattern_is_for_the_keys_of_the_file_and_for_no_others() -> None:
+    pattern = re.compile(sysctl_pattern("# a.b = 1\nnet.ipv4.conf.*.rp_filter = 1\n-fs.x = 2\n"))
+    for key in ("net.ipv4.conf.eth0.rp_filter", "net.ipv4.conf.a.b.rp_filter", "fs.x"):
+        assert pattern.search(key)
+    for key in ("a.b", "net.ipv4.conf.eth0.rp_filter_x", "xfs.x", "fsyx", "fs.x.y"):
+        assert not pattern.search(key)
