@@ -189,9 +189,6 @@ def _plan(ports: Ports, model: str, workers: int) -> dict[str, Any]:
         },
         {"gpus": []},
     )
-    # The stand-in stands for cards: the processor is the chain's.
-    for engine in plan["engines"]:
-        engine["device"] = "cuda"
     if workers:
         plan["gateway"]["workers"] = workers
     return plan
