@@ -167,7 +167,7 @@ NO_PYTHON = """
   gather_facts: {facts}
   tasks:
     - name: Use one that is elsewhere
-      ansible.builtin.command: {{argv: [/none/python3]}}
+      ansible.builtin.shell: {{cmd: /none/python3}}
       vars: {{ansible_python_interpreter: "{python}"}}
 """
 HELP = "brook has no Python, by which Ansible works."

@@ -90,7 +90,7 @@ for source in (b"import json\\n", b"import csv, io\\n"):
     py_compile.compile(path)
     told.append(imported(b"never looked at", path))
 told.append(imported(b"import zlib\\n", path + ".gone"))
-print(json.dumps([told, mitogen.minify.minimize_source(b"# Why.\\n")]))
+print(json.dumps([told, mitogen.minify.minimize_source(b"x = 1\\n\\n\\n# Why.\\n")]))
 """
 
 
@@ -103,7 +103,7 @@ def test_imports_are_those_of_the_file_as_it_is(tmp_path: Path) -> None:
     (first, again, changed, once_more, gone), source = json.loads(done.stdout)
     assert first == again == ["json"]
     assert changed == once_more == ["csv", "io"]
-    assert (gone, source) == (["zlib"], "# Why.\n")
+    assert (gone, source) == (["zlib"], "x = 1\n\n\n# Why.\n")
 
 
 def test_no_connection_is_spent_on_looking_for_a_python() -> None:
