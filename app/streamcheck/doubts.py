@@ -140,6 +140,15 @@ class Doubts:
                 "can be seen, or something answers in its place"
             )
             return
+        if streams_otherwise and behind is not None and behind is self._elsewhere:
+            # Behind the backend nobody can be asked from here, and what was seen there is over.
+            hop.findings = rest
+            hop.doubts.append(
+                f"{found.summary}; but the backend's emitter streams through the same address, and "
+                "the hops behind were seen to stream: either the model's answers are treated "
+                "otherwise here, or what lies behind the backend was too busy just now; check again"
+            )
+            return
         if found.confidence >= SURE:
             hop.findings = [found, *rest]
             if streams_otherwise:

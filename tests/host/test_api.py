@@ -77,6 +77,23 @@ def test_it_streams_event_by_event(engine: Server, protocol: str) -> None:
     )
 
 
+@pytest.mark.timing
+def test_the_engine_leaves_the_processor_to_others_while_it_waits(engine: Server) -> None:
+    """Its processes ask one another for news; without a rest between, that takes a whole core.
+
+    And Linux 6.18 lets the gateway starve beside it: app/gateway/engine_waits.py.
+    """
+    files = "$(pgrep -u millrace-vllm | sed 's,.*,/proc/&/stat,')"
+    used = f"awk '{{s += $14 + $15}} END {{print s}}' {files}"
+    ticks = int(engine.run("getconf CLK_TCK"))
+    before, began = int(engine.run(used)), time.monotonic()
+    assert ask(engine, chat(max_tokens=400)).ended
+    seconds = time.monotonic() - began
+    share = (int(engine.run(used)) - before) / ticks / seconds
+    figure(f"the engine's processes at its pace: {share:.2f} of a core")
+    assert share < 0.8
+
+
 def _ratio(seen: Reads) -> float:
     return seen.events_per_read()
 

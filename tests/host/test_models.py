@@ -7,10 +7,11 @@ that it streams: a model without a pace gives it little time.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 
 import pytest
-from servers import RECITAL, ROOT, Server, playbook
+from servers import RECITAL, ROOT, Server, figure, playbook
 from test_api import ask, chat
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timing, pytest.mark.timeout(1500)]
@@ -75,6 +76,12 @@ def test_from_a_hub_over_a_line_that_breaks(hub: Server) -> None:
     assert len(commit) == 40
     seen = ask(hub, {**chat(), "model": "mill-race"})
     assert seen.text == RECITAL
+    # Without a pace the engine takes all it can get, and yet nobody behind it stands still.
+    answers = [ask(hub, {**chat(max_tokens=256), "model": "mill-race"}) for _ in range(8)]
+    shares = [seen.first_token() / seen.reads[-1][0] for seen in answers]
+    told = ", ".join(f"{share:.2f}" for share in sorted(shares))
+    figure(f"a model without a pace: the first token after {told} of the answer's time")
+    assert statistics.median(shares) < 0.3
 
     # With the hub gone, what is there is served: nothing is asked of the network.
     stop(hub)

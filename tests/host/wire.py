@@ -61,10 +61,17 @@ class Reads:
         bringing = [count for count in counts if count]
         return sum(bringing) / len(bringing)
 
+    def times(self) -> list[float]:
+        """When each read came that brought content, seconds since the request."""
+        return [at for at, block in self.reads if b'"content":"' in block]
+
+    def first_token(self) -> float:
+        """Seconds from the request to the first read that brought content."""
+        return self.times()[0]
+
     def gaps(self) -> list[float]:
         """Seconds between reads that brought content, sorted."""
-        times = [at for at, block in self.reads if b'"content":"' in block]
-        return sorted(after - before for before, after in itertools.pairwise(times))
+        return sorted(after - before for before, after in itertools.pairwise(self.times()))
 
 
 def connect(address: str, ca: Path, protocol: str) -> ssl.SSLSocket:

@@ -10,7 +10,7 @@ from streamcheck.doubts import Doubts
 from streamcheck.emission import Plan
 from streamcheck.judge import judge
 from streamcheck.model import Hop, Observation, Target, Way
-from streamcheck_kit import answered, steady
+from streamcheck_kit import answered, emitted, steady
 
 PLAN = Plan("run")
 
@@ -43,15 +43,24 @@ class Script:
 
 
 def settle(
-    first: Observation, then: list[Observation], *, alone: bool = False, **lengths: Observation
+    first: Observation,
+    then: list[Observation],
+    *others: Observation,
+    alone: bool = False,
+    elsewhere: bool = False,
+    **lengths: Observation,
 ) -> tuple[Hop, Script]:
-    """Settle a hop that gave `first`, and then what stands in the list."""
+    """Settle a hop that gave `first` and `others`, and then what stands in the list.
+
+    `elsewhere`: only another machine could ask the hop behind.
+    """
     behind = None if alone else Hop(Target("backend", "the backend", "http://b/v1"), [steady()])
-    hop = Hop(Target("nginx", "nginx", "http://n/v1"), [first])
+    hop = Hop(Target("nginx", "nginx", "http://n/v1"), [first, *others])
     hop.findings = judge(hop, behind, PLAN)
     by_tokens = {int(name[1:]): seen for name, seen in lengths.items()}
     script = Script(then, by_tokens)
-    Doubts(script, lambda _: None, elsewhere=None).settle(hop, behind)  # type: ignore[arg-type]
+    doubts = Doubts(script, lambda _: None, elsewhere=behind if elsewhere else None)  # type: ignore[arg-type]
+    doubts.settle(hop, behind)
     return hop, script
 
 
@@ -173,3 +182,17 @@ def test_a_longer_answer_that_was_held_takes_longer_to_write(pace: float) -> Non
     late = answered([0.25 + n * 0.0025 for n in range(320)])
     hop, _ = settle(HELD, [HELD], n16=answered([0.1] * 16), n320=late)
     assert hop.findings == [], "late once, and then it flows"
+
+
+def test_a_hold_that_the_emitter_does_not_meet_is_no_fault_of_a_hop_with_others_behind_it() -> None:
+    """LiteLLM held it, and was well when the server was asked: from outside nobody can know."""
+    longer = {"n16": answered([0.3] * 16), "n320": answered([4.0] * 320)}
+    flows = emitted(lambda sent: sent + 0.001)
+    hop, _ = settle(HELD, [HELD], flows, elsewhere=True, **longer)
+    assert hop.findings == []
+    assert "too busy just now; check again" in hop.doubts[0]
+    # The hop behind is asked beside it, or the emitter is held as well: then it is this hop.
+    hop, _ = settle(HELD, [HELD], flows, **longer)
+    assert [f.kind for f in hop.findings] == ["whole_response_held"]
+    hop, _ = settle(HELD, [HELD], elsewhere=True, **longer)
+    assert [f.kind for f in hop.findings] == ["whole_response_held"]

@@ -17,7 +17,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from vllm.v1.sample.logits_processor import LogitsProcessor  # type: ignore[import-not-found]
+from vllm.v1.sample.logits_processor import LogitsProcessor
 
 if TYPE_CHECKING:
     import torch
