@@ -140,7 +140,7 @@ class Doubts:
                 "can be seen, or something answers in its place"
             )
             return
-        if streams_otherwise and behind is not None and behind is self._elsewhere:
+        if found.confidence >= SURE and streams_otherwise and behind and behind is self._elsewhere:
             # Behind the backend nobody can be asked from here, and what was seen there is over.
             hop.findings = rest
             hop.doubts.append(
