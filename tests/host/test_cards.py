@@ -23,7 +23,8 @@ from test_api import ask, chat, streams
 
 pytestmark = [pytest.mark.breaks, pytest.mark.timeout(1500)]
 
-OTHERS = ("millrace-litellm.service", "nginx.service")
+LITELLM = "millrace-litellm.service"
+OTHERS = (LITELLM, "nginx.service")
 ENGINE = "millrace-vllm@main.service"
 GUARD = "millrace-guard@main.service"
 
@@ -68,11 +69,12 @@ def soon(holds: Callable[[Server], bool], server: Server) -> bool:
     return False
 
 
-def follow(played: Played) -> str:
+def follow(played: Played, *, from_the_processor: bool = False) -> str:
     """Run site.yml for the cards that are there: it serves, and only the engine was started anew.
 
     The backend hands over, which drops nothing, exactly where another number of answers fits in.
-    Returns what the run printed.
+    Beside cards it and LiteLLM are scheduled in another way than beside the processor, so that
+    LiteLLM starts anew as well, while the engine does. Returns what the run printed.
     """
     server = played.server
     before, fitted = invocations(server), played.plan()["backend"]["streams"]
@@ -83,7 +85,9 @@ def follow(played: Played) -> str:
     after = invocations(server)
     assert after.pop(ENGINE) != before.pop(ENGINE)
     handed_over = after.pop(server.backend()) != before.pop(backend)
-    assert handed_over == (played.plan()["backend"]["streams"] != fitted)
+    other_number = played.plan()["backend"]["streams"] != fitted
+    assert handed_over == (other_number or from_the_processor)
+    assert (after.pop(LITELLM) != before.pop(LITELLM)) == from_the_processor
     assert after == before
     assert played.report()["problems"] == []
     return str(done.stdout)
@@ -132,7 +136,7 @@ def test_a_first_card(played: Played, until_ready: Callable[[], float]) -> None:
     # Nobody is disturbed, and it is said.
     assert streams(played.server)
     assert "is new: nothing uses it" in readiness(played.server)["hardware"][0]
-    told = follow(played)
+    told = follow(played, from_the_processor=True)
     settles(played)
     assert "1 × NVIDIA GeForce RTX 3050" in told
     plan = played.plan()
