@@ -1,8 +1,8 @@
 """Every test of the project, fast ones first: `./millrace test [STAGE...]`.
 
 Stages: lint, unit, app, browser, host; and hardware, which is run when asked for: cards and
-drivers, which take as long as all others. A stage that fails does not stop the later ones, so that
-one run tells all; but the host stage, which makes servers, is left out when an earlier one failed.
+drivers, which take a quarter of an hour more. A stage that fails does not stop the later ones, so
+that one run tells all; but the host stage, which makes servers, is left out when an earlier failed.
 
 What does not disturb one another runs side by side (`beside`). Tests that judge by short times,
 those of app and the host tests marked `timing`, have nothing beside them that works.
