@@ -140,18 +140,20 @@ class Doubts:
                 "can be seen, or something answers in its place"
             )
             return
-        if found.confidence >= SURE and streams_otherwise and behind and behind is self._elsewhere:
-            # Behind the backend nobody can be asked from here, and what was seen there is over.
-            hop.findings = rest
-            hop.doubts.append(
-                f"{found.summary}; but the backend's emitter streams through the same address, and "
-                "the hops behind were seen to stream: either the model's answers are treated "
-                "otherwise here, or what lies behind the backend was too busy just now; check again"
-            )
-            return
         if found.confidence >= SURE:
-            hop.findings = [found, *rest]
-            if streams_otherwise:
+            if not streams_otherwise:
+                hop.findings = [found, *rest]
+            elif behind and behind is self._elsewhere:
+                # Behind the backend nobody can be asked from here, and what was seen there is over.
+                hop.findings = rest
+                hop.doubts.append(
+                    f"{found.summary}; but the backend's emitter streams through the same address, "
+                    "and the hops behind were seen to stream: either the model's answers are "
+                    "treated otherwise here, or what lies behind the backend was too busy just "
+                    "now; check again"
+                )
+            else:
+                hop.findings = [found, *rest]
                 self._asker.notes.append(
                     "The backend's emitter streams through the same address: what holds the "
                     "model's answers lies behind the backend."

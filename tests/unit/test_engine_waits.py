@@ -1,6 +1,7 @@
 """How the engine's processes wait, with vLLM's two modules that it touches made up here.
 
-Whether vLLM itself takes it is seen on the servers: tests/host/test_engine.py.
+Whether vLLM itself takes it is seen on the servers: tests/host/test_api.py and
+test_models.py.
 """
 
 from __future__ import annotations
